@@ -1,0 +1,1 @@
+"""What the generated variants and their users call at run time: ``qeff`` (inference), ``training``, ``verify``."""
