@@ -1,0 +1,69 @@
+"""Eager attention with a boolean mask."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from runtime.qeff.masks import mask_scores
+
+
+def repeat_kv(hidden_states: Tensor, n_rep: int) -> Tensor:
+    """Repeats every KV head for the query heads that share it.
+
+    Args:
+        hidden_states: ``[B, Hkv, T, D]``.
+        n_rep: query heads per KV head.
+    Returns:
+        ``[B, Hkv * n_rep, T, D]``.
+    """
+    if n_rep == 1:
+        return hidden_states
+    batch, heads, length, head_dim = hidden_states.shape
+    shared = hidden_states[:, :, None, :, :].expand(batch, heads, n_rep, length, head_dim)
+    return shared.reshape(batch, heads * n_rep, length, head_dim)
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor]:
+    """Scaled dot-product attention, softmax in float32.
+
+    Source: ``eager_attention_forward`` of ``transformers.models.llama.modeling_llama``, with a boolean mask in place of the
+    added one.
+
+    Args:
+        module: the attention module; ``num_key_value_groups`` is read.
+        query: ``[B, H, S, Dk]``.
+        key: ``[B, Hkv, T, Dk]``.
+        value: ``[B, Hkv, T, Dv]``.
+        attention_mask: bool, broadcastable to ``[B, H, S, T]``, True where hidden, or None.
+        scaling: factor of the scores.
+        dropout: applied to the weights in training mode.
+        kwargs: not used, as upstream.
+    Returns:
+        output ``[B, S, H, Dv]`` and weights ``[B, H, S, T]``, both of the query's dtype.
+    Raises:
+        TypeError: the mask is not boolean.
+    """
+    if attention_mask is not None and attention_mask.dtype is not torch.bool:
+        raise TypeError(f"eager_attention_forward: attention_mask must be bool, found {attention_mask.dtype}")
+    groups: int = module.num_key_value_groups  # type: ignore[assignment]
+    key_states = repeat_kv(key, groups)
+    value_states = repeat_kv(value, groups)
+
+    attn_weights = torch.matmul(query, key_states.transpose(2, 3)) * scaling
+    if attention_mask is not None:
+        attn_weights = mask_scores(attn_weights, attention_mask)
+
+    attn_weights = nn.functional.softmax(attn_weights, dim=-1, dtype=torch.float32).to(query.dtype)
+    attn_weights = nn.functional.dropout(attn_weights, p=dropout, training=module.training)
+    attn_output = torch.matmul(attn_weights, value_states)
+    return attn_output.transpose(1, 2).contiguous(), attn_weights
