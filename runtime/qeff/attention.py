@@ -36,8 +36,8 @@ def eager_attention_forward(
 ) -> tuple[Tensor, Tensor]:
     """Scaled dot-product attention, softmax in float32.
 
-    Source: ``eager_attention_forward`` of ``transformers.models.llama.modeling_llama``, with a boolean mask in place of the
-    added one.
+    Source: ``eager_attention_forward`` of ``transformers.models.llama.modeling_llama``, with a boolean mask in place of
+    the added one.
 
     Args:
         module: the attention module; ``num_key_value_groups`` is read.

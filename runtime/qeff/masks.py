@@ -1,8 +1,8 @@
 """Attention masks from positions alone: boolean, True where a key is hidden.
 
-The builders have upstream's names and keywords (``transformers.masking_utils``), so that a derived model calls them where its
-origin called upstream's. Upstream's own builders trace badly (vmap, ``.item()``) and take padding from an attention mask; here
-padding is a position of -1, and a pad sees nothing.
+The builders have upstream's names and keywords (``transformers.masking_utils``), so that a derived model calls them
+where its origin called upstream's. Upstream's own builders trace badly (vmap, ``.item()``) and take padding from an
+attention mask; here padding is a position of -1, and a pad sees nothing.
 
 ``B`` rows, ``S`` tokens in this call, ``T`` slots that are attended to.
 """
@@ -47,7 +47,8 @@ def _checked_positions(
     """The position ids, once everything that these masks cannot honour is ruled out."""
     if attention_mask is not None:
         raise ValueError(
-            f"{builder}: attention_mask is not supported; mark padding by position_ids == -1 and pass attention_mask=None"
+            f"{builder}: attention_mask is not supported; mark padding by position_ids == -1 and pass "
+            "attention_mask=None"
         )
     if or_mask_function is not None or and_mask_function is not None:
         raise ValueError(f"{builder}: or_mask_function and and_mask_function are not supported")
@@ -106,7 +107,8 @@ def create_causal_mask(
         and_mask_function,
     )
     query, key = _query_and_key_positions(positions, _target_length(past_key_values, comp_ctx_lengths))
-    return key > query
+    mask: Tensor = key > query
+    return mask
 
 
 def create_sliding_window_causal_mask(

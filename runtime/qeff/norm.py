@@ -1,7 +1,7 @@
 """RMS norms that export as one ``CustomRMSNorm`` operator.
 
-Each class is swapped in for an upstream norm of the same arithmetic (``module.__class__ = ...``), so it has no state of its own:
-``weight`` and the epsilon are the upstream module's.
+Each class is swapped in for an upstream norm of the same arithmetic (``module.__class__ = ...``), so it has no state of
+its own: ``weight`` and the epsilon are the upstream module's.
 """
 
 import torch

@@ -4,7 +4,8 @@ An accelerator's compiler recognises the operators by domain and name and brings
 (ONNX Runtime) executes the bodies below, which are plain ONNX. Importing this module imports onnxscript, so only the
 exporter's symbolic functions do it.
 
-``B`` rows in this call, ``F`` rows in the buffer, ``H`` KV heads, ``S`` tokens in this call, ``C`` slots, ``D`` head dim.
+``B`` rows in this call, ``F`` rows in the buffer, ``H`` KV heads, ``S`` tokens in this call, ``C`` slots, ``D`` head
+dim.
 """
 
 from collections.abc import Mapping
@@ -43,11 +44,11 @@ def functions(opset_version: int) -> Mapping[str, Any]:
     cloud = Opset(CLOUD_DOMAIN, OPSET_VERSION)
     norm = Opset(NORM_DOMAIN, OPSET_VERSION)
 
-    # A pad (position < 0) must leave the buffer as it is, but ScatterND has to write something for every update. So a pad
-    # repeats the write of the call's furthest token: same place, same values, whatever the order of the writes. If
-    # the whole call is pads, that token is itself a pad, and slot 0 of its row is written with what it already holds.
-    # Everything but the data's own shape is computed from `position_ids`, so that a runtime's common subexpression
-    # elimination can share it between all layers.
+    # A pad (position < 0) must leave the buffer as it is, but ScatterND has to write something for every update. So a
+    # pad repeats the write of the call's furthest token: same place, same values, whatever the order of the writes.
+    # If the whole call is pads, that token is itself a pad, and slot 0 of its row is written with what it already
+    # holds. What can be is computed from `position_ids` rather than from the data, so that a runtime's common
+    # subexpression elimination shares it between all layers.
 
     @script(cloud, default_opset=op)
     def CtxScatter(data, position_ids, updates):  # type: ignore[no-untyped-def]
@@ -140,7 +141,6 @@ def functions(opset_version: int) -> Mapping[str, Any]:
     @script(cloud, default_opset=op)
     def CtxGatherCB(data, batch_index, ctx_indices, comp_ctx_len):  # type: ignore[no-untyped-def]
         # The length is that of `ctx_indices`; `comp_ctx_len` is part of the operator's signature only.
-        zero = op.Constant(value_ints=[0])
         one = op.Constant(value_ints=[1])
         indices = op.Cast(ctx_indices, to=_INT64)
         batch = op.Shape(batch_index, start=0, end=1)

@@ -1,8 +1,8 @@
 """Custom operators: what torch computes, and the ONNX operator that the exporter writes.
 
-Outside an export these are plain functions of torch. During ``torch.onnx.export(dynamo=False)`` they become one node each,
-of the domains and with the arguments that the accelerator's compiler expects, plus an ONNX local function whose body
-(``onnx_functions.py``) lets any other runtime execute the model.
+Outside an export these are plain functions of torch. During ``torch.onnx.export(dynamo=False)`` they become one node
+each, of the domains and with the arguments that the accelerator's compiler expects, plus an ONNX local function whose
+body (``onnx_functions.py``) lets any other runtime execute the model.
 
 Domains and versions: ``com.qualcomm.cloud`` 1 for the cache operators, ``com.qti.aisw.onnx`` 1 for the norm.
 """
@@ -20,8 +20,8 @@ OPSET_VERSION = 1
 def _node(g: Any, name: str, like: Any, shape_rank: int | None, *inputs: Any, **attributes: Any) -> Any:
     """Adds the operator ``name`` to the graph; the output has the element type of ``like``.
 
-    The traced sizes are forgotten on purpose: a size recorded here would be folded into the graph as a constant, and the
-    graph must serve every batch, sequence and context length.
+    The traced sizes are forgotten on purpose: a size recorded here would be folded into the graph as a constant, and
+    the graph must serve every batch, sequence and context length.
     """
     from torch.onnx._internal.torchscript_exporter._globals import GLOBALS
 
@@ -105,7 +105,7 @@ def ctx_scatter(data: Tensor, position_ids: Tensor, updates: Tensor) -> Tensor:
         IndexError: a position is not below ``C`` (outside an export).
     """
     if torch.onnx.is_in_onnx_export():
-        return _CtxScatter.apply(data, position_ids, updates)  # type: ignore[no-any-return]
+        return _CtxScatter.apply(data, position_ids, updates)  # type: ignore[no-any-return,no-untyped-call]
     return _scatter(data, torch.arange(data.shape[0], device=data.device), position_ids, updates)
 
 
@@ -123,7 +123,7 @@ def ctx_scatter_cb(data: Tensor, batch_index: Tensor, position_ids: Tensor, upda
         IndexError: a position is not below ``C`` or a row not below ``F`` (outside an export).
     """
     if torch.onnx.is_in_onnx_export():
-        return _CtxScatterCB.apply(data, batch_index, position_ids, updates)  # type: ignore[no-any-return]
+        return _CtxScatterCB.apply(data, batch_index, position_ids, updates)  # type: ignore[no-any-return,no-untyped-call]
     return _scatter(data, batch_index.reshape(-1).to(torch.int64), position_ids, updates)
 
 
@@ -137,7 +137,7 @@ def ctx_gather(data: Tensor, ctx_indices: Tensor) -> Tensor:
         ``[B, H, L, D]``.
     """
     if torch.onnx.is_in_onnx_export():
-        return _CtxGather.apply(data, ctx_indices, _length(ctx_indices))  # type: ignore[no-any-return]
+        return _CtxGather.apply(data, ctx_indices, _length(ctx_indices))  # type: ignore[no-any-return,no-untyped-call]
     return _CtxGather.forward(None, data, ctx_indices, ctx_indices)
 
 
@@ -152,7 +152,7 @@ def ctx_gather_cb(data: Tensor, batch_index: Tensor, ctx_indices: Tensor) -> Ten
         ``[B, H, L, D]``.
     """
     if torch.onnx.is_in_onnx_export():
-        return _CtxGatherCB.apply(data, batch_index, ctx_indices, _length(ctx_indices))  # type: ignore[no-any-return]
+        return _CtxGatherCB.apply(data, batch_index, ctx_indices, _length(ctx_indices))  # type: ignore[no-any-return,no-untyped-call]
     return _CtxGatherCB.forward(None, data, batch_index, ctx_indices, ctx_indices)
 
 
@@ -201,7 +201,7 @@ def rms_norm(hidden_states: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         ValueError: (export) the two dtypes differ, so the result would not have the input's dtype.
     """
     if torch.onnx.is_in_onnx_export():
-        return _RMSNorm.apply(hidden_states, weight, epsilon)  # type: ignore[no-any-return]
+        return _RMSNorm.apply(hidden_states, weight, epsilon)  # type: ignore[no-any-return,no-untyped-call]
     return _RMSNorm.forward(None, hidden_states, weight, epsilon)
 
 
@@ -216,5 +216,5 @@ def rms_norm_cast_last(hidden_states: Tensor, weight: Tensor, epsilon: float) ->
         ``[..., N]`` of the dtype of ``hidden_states``.
     """
     if torch.onnx.is_in_onnx_export():
-        return _RMSNormCastLast.apply(hidden_states, weight, epsilon)  # type: ignore[no-any-return]
+        return _RMSNormCastLast.apply(hidden_states, weight, epsilon)  # type: ignore[no-any-return,no-untyped-call]
     return _RMSNormCastLast.forward(None, hidden_states, weight, epsilon)
