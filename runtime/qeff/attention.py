@@ -25,7 +25,7 @@ def repeat_kv(hidden_states: Tensor, n_rep: int) -> Tensor:
 
 
 def eager_attention_forward(
-    module: nn.Module,
+    module: Any,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -53,11 +53,8 @@ def eager_attention_forward(
     Raises:
         TypeError: the mask is not boolean.
     """
-    if attention_mask is not None and attention_mask.dtype is not torch.bool:
-        raise TypeError(f"eager_attention_forward: attention_mask must be bool, found {attention_mask.dtype}")
-    groups: int = module.num_key_value_groups  # type: ignore[assignment]
-    key_states = repeat_kv(key, groups)
-    value_states = repeat_kv(value, groups)
+    key_states = repeat_kv(key, module.num_key_value_groups)
+    value_states = repeat_kv(value, module.num_key_value_groups)
 
     attn_weights = torch.matmul(query, key_states.transpose(2, 3)) * scaling
     if attention_mask is not None:
@@ -66,4 +63,6 @@ def eager_attention_forward(
     attn_weights = nn.functional.softmax(attn_weights, dim=-1, dtype=torch.float32).to(query.dtype)
     attn_weights = nn.functional.dropout(attn_weights, p=dropout, training=module.training)
     attn_output = torch.matmul(attn_weights, value_states)
-    return attn_output.transpose(1, 2).contiguous(), attn_weights
+    attn_output = attn_output.transpose(1, 2).contiguous()
+
+    return attn_output, attn_weights

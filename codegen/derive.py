@@ -1,0 +1,183 @@
+"""Facts and a target's pipeline -> an `EmittedModule`: which methods change, and why. Nothing is written here."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import libcst as cst
+
+from codegen.diagnostics import Diagnostic, Refused
+from codegen.ir import FamilyIR, Role
+from codegen.rules.base import Edits, NotApplicable, Refusal, Rule, Site, rewrite
+from codegen.syntax import code, names
+from codegen.targets.base import Expect, Target
+from codegen.upstream import UpstreamModule
+
+
+@dataclass(frozen=True)
+class AppliedEdit:
+    """What one rule did in one method: upstream's text of the node and what it became."""
+
+    rule: str
+    where: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A generated class: the upstream class, the methods it overrides, and the rules that changed them."""
+
+    upstream: str
+    role: Role
+    methods: tuple[cst.FunctionDef, ...]
+    rules: tuple[Rule, ...]
+
+
+@dataclass(frozen=True)
+class DerivedFunction:
+    """A module-level function of upstream that a rule changed."""
+
+    node: cst.FunctionDef
+    rules: tuple[Rule, ...]
+
+
+@dataclass
+class EmittedModule:
+    """Everything that one generated file will say."""
+
+    module: UpstreamModule
+    family: FamilyIR
+    target: Target
+    variants: list[Variant] = field(default_factory=list)
+    functions: list[DerivedFunction] = field(default_factory=list)
+    names: dict[str, str] = field(default_factory=dict)  # names that rules brought in -> module
+    edits: list[AppliedEdit] = field(default_factory=list)
+    methods_read: list[str] = field(default_factory=list)  # upstream methods the variants were derived from
+
+
+def derive(module: UpstreamModule, family: FamilyIR, target: Target) -> EmittedModule:
+    """Runs the pipeline over every class below the heads. Raises Refused with every diagnostic found."""
+    emitted = EmittedModule(module, family, target)
+    diagnostics: list[Diagnostic] = []
+    applied: Counter[tuple[str, str]] = Counter()
+    functions: dict[str, tuple[cst.FunctionDef, list[Rule]]] = {}
+    for name in family.reachable:
+        carrier = family.carrier(name)
+        role = carrier.role if carrier is not None else Role.PART
+        rotary = any(r.name == name for r in family.rotaries)
+        methods: list[cst.FunctionDef] = []
+        rules: list[Rule] = []
+        for method in module.reachable_methods(name):
+            if rotary:
+                break
+            emitted.methods_read.append(f"{method.owner}.{method.name}")
+            site = Site(module, family, name, role, method.node, method.owner)
+            changed, used = _run(site, target, emitted, diagnostics, applied)
+            if used:
+                methods.append(_own(changed, method.owner))
+                rules += [r for r in used if r not in rules]
+            if carrier is not None:
+                _functions(module, family, changed, target, emitted, diagnostics, applied, functions)
+        if methods:
+            emitted.variants.append(Variant(name, role, tuple(methods), tuple(rules)))
+        elif rotary:
+            emitted.methods_read.append(next(r.method for r in family.rotaries if r.name == name))
+            emitted.variants.append(Variant(name, Role.ROTARY, (), ()))
+    emitted.methods_read += [n.method for n in family.norms]
+    emitted.functions = [DerivedFunction(node, tuple(rules)) for node, rules in functions.values() if rules]
+    diagnostics += _unmet(module, family, target, applied)
+    if diagnostics:
+        raise Refused(*dict.fromkeys(diagnostics))
+    emitted.methods_read = list(dict.fromkeys(emitted.methods_read))
+    return emitted
+
+
+def _run(
+    site: Site,
+    target: Target,
+    emitted: EmittedModule,
+    diagnostics: list[Diagnostic],
+    applied: Counter[tuple[str, str]],
+) -> tuple[cst.FunctionDef, list[Rule]]:
+    """All steps over one method: the new method and the rules that changed it."""
+    function = site.function
+    used: list[Rule] = []
+    for step in target.steps:
+        if site.role not in step.rule.roles:
+            continue
+        here = Site(site.module, site.family, site.cls, site.role, function, site.owner)
+        match = step.rule.match(here)
+        if isinstance(match, NotApplicable):
+            continue
+        if isinstance(match, Refusal):
+            diagnostics.append(match.diagnostic)
+            continue
+        assert isinstance(match, Edits)
+        function = rewrite(function, match)
+        applied[(step.rule.id, site.cls)] += 1
+        emitted.names.update(match.names)
+        used.append(step.rule)
+        for edit in match.edits:
+            after = code(edit.new) if isinstance(edit.new, cst.CSTNode) else ""
+            emitted.edits.append(AppliedEdit(step.rule.id, site.where, code(edit.node), after))
+    return function, used
+
+
+def _functions(
+    module: UpstreamModule,
+    family: FamilyIR,
+    caller: cst.FunctionDef,
+    target: Target,
+    emitted: EmittedModule,
+    diagnostics: list[Diagnostic],
+    applied: Counter[tuple[str, str]],
+    done: dict[str, tuple[cst.FunctionDef, list[Rule]]],
+) -> None:
+    """Module-level functions that a carrier calls are looked at as parts: the eager attention function is one."""
+    for name in sorted(names(caller.body) & module.functions.keys() - done.keys()):
+        emitted.methods_read.append(name)
+        site = Site(module, family, "", Role.PART, module.functions[name])
+        done[name] = _run(site, target, emitted, diagnostics, applied)
+
+
+def _own(function: cst.FunctionDef, owner: str) -> cst.FunctionDef:
+    """A method as its variant defines it: bare (decorators act on upstream's own calls), and with ``super()`` still
+    meaning the base of the class it was written in."""
+
+    class _Super(cst.CSTTransformer):
+        def leave_Call(self, original_node: cst.Call, updated_node: cst.Call) -> cst.Call:
+            if isinstance(updated_node.func, cst.Name) and updated_node.func.value == "super" and not updated_node.args:
+                return updated_node.with_changes(args=[cst.Arg(cst.Name(owner)), cst.Arg(cst.Name("self"))])
+            return updated_node
+
+    result = function.visit(_Super())
+    assert isinstance(result, cst.FunctionDef)
+    return result.with_changes(decorators=[])
+
+
+def _unmet(
+    module: UpstreamModule, family: FamilyIR, target: Target, applied: Counter[tuple[str, str]]
+) -> list[Diagnostic]:
+    """Steps that had to apply and did not."""
+    result = []
+    for step in target.steps:
+        if step.expect is Expect.ONCE_PER_CLASS and step.role is not None:
+            classes = [c.name for c in family.with_role(step.role) if (step.rule.id, c.name) not in applied]
+        elif step.expect is Expect.SOMEWHERE and not any(rule == step.rule.id for rule, _ in applied):
+            classes = [family.heads[0][1]]
+        else:
+            classes = []
+        for cls in classes:
+            where = f"{cls}.forward"
+            result.append(
+                Diagnostic(
+                    module.span(where),
+                    step.rule.id,
+                    f"that it applies {step.expect.value}",
+                    f"no match in {cls}",
+                    f"the rule {step.rule.summary}; see `regraft inspect` for what was recognized",
+                )
+            )
+    return result

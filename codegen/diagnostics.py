@@ -1,0 +1,56 @@
+"""What the compiler says when it does not do something: one record per refusal, with the place and the remedy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, order=True)
+class Span:
+    """A place in an upstream file; ``line`` and ``column`` count from 1, 0 when only the file is known."""
+
+    path: str
+    line: int = 0
+    column: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line}:{self.column}" if self.line else self.path
+
+
+@dataclass(frozen=True, order=True)
+class Diagnostic:
+    """One refusal. ``rule`` is a rule or recognizer id (see ``regraft rules``)."""
+
+    span: Span
+    rule: str
+    expected: str
+    found: str
+    help: str
+    family: str = field(default="", compare=False)
+
+    def __str__(self) -> str:
+        return f"{self.span}: [{self.rule}] expected {self.expected}; found {self.found}. help: {self.help}"
+
+    def as_dict(self) -> dict[str, object]:
+        return {
+            "file": self.span.path,
+            "line": self.span.line,
+            "column": self.span.column,
+            "rule": self.rule,
+            "family": self.family,
+            "expected": self.expected,
+            "found": self.found,
+            "help": self.help,
+        }
+
+
+class Refused(Exception):
+    """A family cannot be compiled; carries the diagnostics that say why."""
+
+    def __init__(self, *diagnostics: Diagnostic) -> None:
+        super().__init__("; ".join(map(str, diagnostics)))
+        self.diagnostics = diagnostics
+
+
+class InputError(Exception):
+    """The compiler's own input (release, file, family name, option) is unusable; shown as one line, exit code 2."""

@@ -1,0 +1,66 @@
+"""Which families there are: upstream's own causal-LM mapping, read from its text."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass
+
+from codegen.diagnostics import InputError
+from codegen.source import Release
+
+MAPPING_FILE = "models/auto/modeling_auto.py"
+MAPPING_NAME = "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"
+FOLDERS_FILE = "models/auto/configuration_auto.py"
+FOLDERS_NAME = "SPECIAL_MODEL_TYPE_TO_MODULE_NAME"
+
+
+@dataclass(frozen=True, order=True)
+class Family:
+    """A model type of the mapping, its head class, and the modeling file that defines the class."""
+
+    model_type: str
+    head: str
+    path: str
+
+
+def discover(release: Release) -> tuple[Family, ...]:
+    """Every type of the mapping, in name order. Raises InputError when the mapping is not where it is known to be."""
+    pairs = _pairs(release, MAPPING_FILE, MAPPING_NAME)
+    if not pairs:
+        raise InputError(f"{MAPPING_FILE} of {release.version}: no pairs in {MAPPING_NAME}")
+    folders = dict(_pairs(release, FOLDERS_FILE, FOLDERS_NAME))
+    return tuple(sorted(Family(t, head, _file_of(release, t, head, folders)) for t, head in pairs))
+
+
+def _pairs(release: Release, path: str, name: str) -> list[tuple[str, str]]:
+    """The literal string pairs of a module-level ``NAME = OrderedDict([...])``."""
+    try:
+        tree = ast.parse(release.text(path))
+    except SyntaxError as error:
+        raise InputError(f"{path} of {release.version} does not parse: {error}") from None
+    for node in tree.body:
+        targets = node.targets if isinstance(node, ast.Assign) else []
+        target = node.target if isinstance(node, ast.AnnAssign) else (targets[0] if targets else None)
+        if isinstance(target, ast.Name) and target.id == name and isinstance(node, ast.Assign | ast.AnnAssign):
+            return [
+                (pair.elts[0].value, pair.elts[1].value)
+                for pair in ast.walk(node)
+                if isinstance(pair, ast.Tuple)
+                and len(pair.elts) == 2
+                and isinstance(pair.elts[0], ast.Constant)
+                and isinstance(pair.elts[1], ast.Constant)
+                and isinstance(pair.elts[0].value, str)
+                and isinstance(pair.elts[1].value, str)
+            ]
+    raise InputError(f"{path} of {release.version} defines no {name}")
+
+
+def _file_of(release: Release, model_type: str, head: str, folders: dict[str, str]) -> str:
+    """The file that defines the head class: the type's own folder first, then any modeling file."""
+    needle = f"class {head}("
+    folder = folders.get(model_type, model_type.replace("-", "_"))
+    for path in [f"models/{folder}/modeling_{folder}.py", *sorted(release.files)]:
+        stem = path.rsplit("/", 1)[-1]
+        if path in release.files and stem.startswith("modeling_") and needle in release.text(path):
+            return path
+    raise InputError(f"no modeling file of {release.version} defines {head} (type {model_type})")

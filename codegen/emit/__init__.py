@@ -1,0 +1,1 @@
+"""Emitters: what was derived -> text. Formatting is black's."""

@@ -1,0 +1,1 @@
+"""Recognizers: upstream text -> facts with evidence, or a refusal. One file per role."""

@@ -1,0 +1,36 @@
+"""All facts of one modeling file for the heads that are asked for."""
+
+from __future__ import annotations
+
+from codegen.diagnostics import Diagnostic, Refused
+from codegen.ir import Carrier, FamilyIR, NormFact, RotaryFact
+from codegen.recognize.carriers import carriers, reachable_classes
+from codegen.recognize.norm import norm
+from codegen.recognize.rotary import rotary
+from codegen.upstream import UpstreamModule
+
+
+def recognize(module: UpstreamModule, heads: tuple[tuple[str, str], ...]) -> FamilyIR:
+    """Raises Refused when a head has no path to a cache, or rotates in an unknown way."""
+    found: dict[str, Carrier] = {}
+    reachable: dict[str, None] = {}
+    for head in dict.fromkeys(h for _, h in heads):
+        found.update((c.name, c) for c in carriers(module, head))
+        reachable.update(dict.fromkeys(reachable_classes(module, head)))
+    norms: list[NormFact] = []
+    rotaries: list[RotaryFact] = []
+    problems: list[Diagnostic] = []
+    for name in reachable:
+        norm_fact = norm(module, name)
+        if norm_fact is not None:
+            norms.append(norm_fact)
+        rotary_fact = rotary(module, name)
+        if isinstance(rotary_fact, RotaryFact):
+            rotaries.append(rotary_fact)
+        elif isinstance(rotary_fact, Diagnostic):
+            problems.append(rotary_fact)
+    if problems:
+        raise Refused(*problems)
+    return FamilyIR(
+        module.path, heads, tuple(found.values()), tuple(reachable), tuple(norms), tuple(rotaries)
+    )

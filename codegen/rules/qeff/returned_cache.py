@@ -1,0 +1,41 @@
+"""``qeff/returned-cache``: the backbone hands the buffers back as the plain tuples the graph returns."""
+
+from __future__ import annotations
+
+import libcst as cst
+
+from codegen.ir import Role
+from codegen.rules.base import Case, Edit, Edits, Match, NotApplicable, Site
+from codegen.rules.qeff.dynamic_cache import CACHE
+from codegen.syntax import arguments, expression, find, names
+
+
+class ReturnedCache:
+    id = "qeff/returned-cache"
+    roles = frozenset({Role.BACKBONE})
+    summary = "returns past_key_values as ((key, value), ...), one pair a layer"
+    why = "the updated buffers are the graph's retained-state outputs, use_cache or not"
+    cases = (
+        Case(
+            """
+class CaseModel:
+    def forward(self, x, past_key_values=None, use_cache=None):
+        return Output(last_hidden_state=x, past_key_values=past_key_values if use_cache else None)
+""",
+            "CaseModel.forward",
+            """
+    def forward(self, x, past_key_values=None, use_cache=None):
+        return Output(last_hidden_state=x, past_key_values=past_key_values.to_legacy_cache())
+""",
+        ),
+        Case("class CaseModel:\n    def forward(self, x):\n        return Output(last_hidden_state=x)\n", "CaseModel.forward"),
+    )
+
+    def match(self, site: Site) -> Match:
+        edits = []
+        for line in find(site.function.body, cst.Return):
+            if isinstance(line.value, cst.Call):
+                given = arguments(line.value).get(CACHE)
+                if given is not None and names(given.value) <= {CACHE, "use_cache", "None"}:
+                    edits.append(Edit(given.value, expression(f"{CACHE}.to_legacy_cache()")))
+        return Edits(edits) if edits else NotApplicable()

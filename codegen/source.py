@@ -1,0 +1,137 @@
+"""An upstream release as text: an installed distribution, a wheel file, or a folder. Nothing is imported from it."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.metadata
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path, PurePosixPath
+from typing import Protocol
+
+from codegen.diagnostics import InputError
+
+PACKAGE = "transformers"
+
+
+class _Reader(Protocol):
+    def read(self, path: str) -> bytes: ...
+
+    def paths(self) -> Iterator[str]: ...
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """``root`` holds the package's own files (``models/``, ``__init__.py`` ...)."""
+
+    root: Path
+
+    def read(self, path: str) -> bytes:
+        return (self.root / path).read_bytes()
+
+    def paths(self) -> Iterator[str]:
+        for path in sorted(self.root.glob("models/*/*.py")):
+            yield path.relative_to(self.root).as_posix()
+
+
+@dataclass(frozen=True)
+class _Wheel:
+    archive: zipfile.ZipFile
+
+    def read(self, path: str) -> bytes:
+        return self.archive.read(f"{PACKAGE}/{path}")
+
+    def paths(self) -> Iterator[str]:
+        for name in sorted(self.archive.namelist()):
+            parts = PurePosixPath(name).parts
+            if len(parts) == 4 and parts[:2] == (PACKAGE, "models") and name.endswith(".py"):
+                yield "/".join(parts[1:])
+
+
+@dataclass(frozen=True)
+class Release:
+    """One upstream release. Paths are relative to the package (``models/llama/modeling_llama.py``)."""
+
+    version: str
+    _reader: _Reader = field(repr=False)
+
+    def text(self, path: str) -> str:
+        """The file's text. Raises InputError when it is missing or not UTF-8."""
+        try:
+            return self._reader.read(path).decode("utf-8")
+        except (KeyError, FileNotFoundError):
+            raise InputError(f"{PACKAGE} {self.version} has no file {path}") from None
+        except UnicodeDecodeError as error:
+            raise InputError(f"{PACKAGE} {self.version}: {path} is not UTF-8 text ({error.reason})") from None
+        except (OSError, zipfile.BadZipFile, EOFError) as error:
+            raise InputError(f"{PACKAGE} {self.version}: cannot read {path}: {error}") from None
+
+    def digest(self, path: str) -> str:
+        """First 16 hex digits of the sha256 of the file's text."""
+        return hashlib.sha256(self.text(path).encode()).hexdigest()[:16]
+
+    @cached_property
+    def files(self) -> frozenset[str]:
+        return frozenset(self._reader.paths())
+
+
+def installed() -> Release:
+    """The distribution that is installed beside the compiler; found, not imported."""
+    try:
+        version = importlib.metadata.version(PACKAGE)
+        spec = find_spec(PACKAGE)
+    except (importlib.metadata.PackageNotFoundError, ModuleNotFoundError):
+        spec = None
+    if spec is None or spec.origin is None:
+        raise InputError(
+            f"{PACKAGE} is not installed here; pass --source with a wheel file or a folder that holds its source"
+        )
+    return Release(version, _Folder(Path(spec.origin).parent))
+
+
+def open_release(source: str | Path | None) -> Release:
+    """``None`` is the installed distribution; else a ``.whl`` file, a site-packages-like folder, a checkout, or the
+    package folder itself. Raises InputError when none of these is there."""
+    if source is None:
+        return installed()
+    path = Path(source)
+    if path.is_file():
+        try:
+            archive = zipfile.ZipFile(path)
+            metadata = next(n for n in archive.namelist() if n.endswith(".dist-info/METADATA"))
+            text = archive.read(metadata).decode("utf-8")
+        except (zipfile.BadZipFile, StopIteration, OSError, EOFError) as error:
+            raise InputError(f"{path} is not a readable wheel: {error or 'no METADATA inside'}") from None
+        return Release(_metadata_version(text, path), _Wheel(archive))
+    if path.is_dir():
+        for root in (path, path / PACKAGE, path / "src" / PACKAGE):
+            if (root / "models" / "auto" / "modeling_auto.py").is_file():
+                return Release(_folder_version(root), _Folder(root))
+        raise InputError(f"{path} holds no {PACKAGE} source (no models/auto/modeling_auto.py below it)")
+    raise InputError(f"{path} does not exist")
+
+
+def _metadata_version(text: str, path: Path) -> str:
+    for line in text.splitlines():
+        name, _, value = line.partition(":")
+        if name == "Version":
+            return value.strip()
+    raise InputError(f"{path}: METADATA states no version")
+
+
+def _folder_version(root: Path) -> str:
+    """A package states its version as ``__version__ = "..."`` in ``__init__.py``; an unpacked wheel also beside it."""
+    for dist_info in sorted(root.parent.glob(f"{PACKAGE}-*.dist-info/METADATA")):
+        return _metadata_version(dist_info.read_text("utf-8"), dist_info)
+    try:
+        tree = ast.parse((root / "__init__.py").read_text("utf-8"))
+    except (OSError, SyntaxError, UnicodeDecodeError) as error:
+        raise InputError(f"{root / '__init__.py'}: {error}") from None
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__version__":
+            return str(ast.literal_eval(node.value))
+    raise InputError(f"{root / '__init__.py'} states no __version__")

@@ -1,0 +1,232 @@
+"""Small, pure helpers over LibCST nodes: walking, reading, building from templates, replacing by identity."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from typing import TypeVar
+
+import libcst as cst
+
+Node = TypeVar("Node", bound=cst.CSTNode)
+_EMPTY = cst.Module([])
+
+Replacement = cst.CSTNode | cst.RemovalSentinel | cst.FlattenSentinel[cst.BaseStatement]
+
+
+def walk(node: cst.CSTNode) -> Iterator[cst.CSTNode]:
+    """The node and everything below it, in source order."""
+    stack = [node]
+    while stack:
+        current = stack.pop()
+        yield current
+        stack.extend(reversed(current.children))
+
+
+def find(node: cst.CSTNode, kind: type[Node]) -> Iterator[Node]:
+    """All nodes of one type, in source order."""
+    for found in walk(node):
+        if isinstance(found, kind):
+            yield found
+
+
+def code(node: cst.CSTNode) -> str:
+    """The node's source text, without surrounding blank lines."""
+    return _EMPTY.code_for_node(node).strip()
+
+
+def dotted(node: cst.CSTNode) -> str | None:
+    """``a.b.c`` for a chain of names, else None."""
+    if isinstance(node, cst.Name):
+        return node.value
+    if isinstance(node, cst.Attribute):
+        base = dotted(node.value)
+        return None if base is None else f"{base}.{node.attr.value}"
+    return None
+
+
+def self_attribute(node: cst.CSTNode) -> str | None:
+    """``x`` for ``self.x``, else None."""
+    if isinstance(node, cst.Attribute) and isinstance(node.value, cst.Name) and node.value.value == "self":
+        return node.attr.value
+    return None
+
+
+def names(node: cst.CSTNode) -> frozenset[str]:
+    """Every bare name read or bound below the node; attribute names and keyword labels are not names."""
+    result: set[str] = set()
+    stack: list[cst.CSTNode] = [node]
+    while stack:
+        current = stack.pop()
+        if isinstance(current, cst.Name):
+            result.add(current.value)
+        elif isinstance(current, cst.Attribute):
+            stack.append(current.value)
+        elif isinstance(current, cst.Arg):
+            stack.append(current.value)
+        elif isinstance(current, cst.Param):
+            result.add(current.name.value)
+            stack.extend(c for c in (current.default, current.annotation) if c is not None)
+        else:
+            stack.extend(current.children)
+    return frozenset(result)
+
+
+def same(left: cst.CSTNode, right: cst.CSTNode) -> bool:
+    """Same code up to whitespace and comments."""
+    return code(left) == code(right) or left.deep_equals(right)
+
+
+def arguments(call: cst.Call) -> dict[str, cst.Arg]:
+    """Keyword arguments by label."""
+    return {arg.keyword.value: arg for arg in call.args if arg.keyword is not None}
+
+
+def with_keywords(call: cst.Call, values: Mapping[str, str]) -> cst.Call:
+    """The call with keywords added before a trailing ``**kwargs``; present ones are left as they are."""
+    present = arguments(call)
+    new = [keyword_argument(name, value) for name, value in values.items() if name not in present]
+    if not new:
+        return call
+    head = [arg for arg in call.args if arg.star != "**"]
+    tail = [arg for arg in call.args if arg.star == "**"]
+    return call.with_changes(args=_separated([*head, *new, *tail]))
+
+
+def without_keywords(call: cst.Call, labels: Sequence[str]) -> cst.Call:
+    return call.with_changes(
+        args=_separated([arg for arg in call.args if arg.keyword is None or arg.keyword.value not in labels])
+    )
+
+
+def keyword_argument(name: str, value: str) -> cst.Arg:
+    return cst.Arg(
+        keyword=cst.Name(name),
+        value=expression(value),
+        equal=cst.AssignEqual(cst.SimpleWhitespace(""), cst.SimpleWhitespace("")),
+    )
+
+
+def _separated(args: Sequence[cst.Arg]) -> list[cst.Arg]:
+    """Arguments with plain separators; the formatter lays them out."""
+    comma = cst.Comma(whitespace_after=cst.SimpleWhitespace(" "))
+    plain = cst.SimpleWhitespace("")
+    return [
+        arg.with_changes(
+            comma=comma if index < len(args) - 1 else cst.MaybeSentinel.DEFAULT, whitespace_after_arg=plain
+        )
+        for index, arg in enumerate(args)
+    ]
+
+
+@cache
+def _parsed_expression(text: str) -> cst.BaseExpression:
+    return cst.parse_expression(text)
+
+
+def expression(text: str, **holes: cst.BaseExpression) -> cst.BaseExpression:
+    """A template: ``expression("last_token(H, P)", H=node, P=other)``. Every result is a fresh tree."""
+    tree = _parsed_expression(text).deep_clone()
+    return _filled(tree, holes)
+
+
+def statement(text: str, **holes: cst.BaseExpression) -> cst.BaseStatement:
+    """A statement template with holes, like `expression`."""
+    parsed = cst.parse_statement(text)
+    assert isinstance(parsed, cst.BaseStatement)
+    return _filled(parsed, holes)
+
+
+class _Fill(cst.CSTTransformer):
+    def __init__(self, holes: Mapping[str, cst.BaseExpression]) -> None:
+        super().__init__()
+        self.holes = holes
+
+    def leave_Name(self, original_node: cst.Name, updated_node: cst.Name) -> cst.BaseExpression:
+        hole = self.holes.get(original_node.value)
+        return updated_node if hole is None else hole.deep_clone()
+
+    def visit_Attribute_attr(self, node: cst.Attribute) -> None:
+        return None
+
+
+def _filled(tree: Node, holes: Mapping[str, cst.BaseExpression]) -> Node:
+    if not holes:
+        return tree
+    result = tree.visit(_Fill(holes))
+    assert isinstance(result, type(tree)) or isinstance(result, cst.BaseExpression)
+    return result  # type: ignore[return-value]
+
+
+class _Replace(cst.CSTTransformer):
+    def __init__(self, replacements: Mapping[cst.CSTNode, Replacement]) -> None:
+        super().__init__()
+        self.replacements = {id(node): new for node, new in replacements.items()}
+        self.done: set[int] = set()
+
+    def on_visit(self, node: cst.CSTNode) -> bool:
+        return id(node) not in self.replacements  # an edit inside a replaced node would be lost: it counts as missing
+
+    def on_leave(self, original_node: cst.CSTNode, updated_node: cst.CSTNode) -> Replacement:  # type: ignore[override]
+        new = self.replacements.get(id(original_node))
+        if new is None:
+            return super().on_leave(original_node, updated_node)  # type: ignore[return-value]
+        self.done.add(id(original_node))
+        return new
+
+
+def replaced(tree: Node, replacements: Mapping[cst.CSTNode, Replacement]) -> Node:
+    """The tree with nodes (by identity) replaced or removed. A node that is not in the tree is an internal error."""
+    if not replacements:
+        return tree
+    visitor = _Replace(replacements)
+    result = tree.visit(visitor)
+    missing = len(visitor.replacements) - len(visitor.done)
+    if missing:
+        raise AssertionError(f"{missing} node(s) to replace are not in the tree, or lie inside another replaced node")
+    assert isinstance(result, type(tree))
+    return result
+
+
+def parameters(function: cst.FunctionDef) -> tuple[str, ...]:
+    """Names of the parameters that can be passed by keyword, ``self`` left out."""
+    params = function.params
+    every = [*params.posonly_params, *params.params, *params.kwonly_params]
+    return tuple(p.name.value for p in every if p.name.value != "self")
+
+
+def keyword_catch_all(function: cst.FunctionDef) -> str | None:
+    """The name of ``**kwargs``, if any."""
+    star = function.params.star_kwarg
+    return None if star is None else star.name.value
+
+
+def statements(function: cst.FunctionDef | cst.If | cst.For | cst.With | cst.Else) -> list[cst.BaseStatement]:
+    body = function.body
+    return [s for s in body.body if isinstance(s, cst.BaseStatement)] if isinstance(body, cst.IndentedBlock) else []
+
+
+def every_statement(node: cst.CSTNode) -> Iterator[cst.BaseStatement]:
+    """All statements below a node, nested ones too, in source order."""
+    for found in walk(node):
+        if isinstance(found, cst.BaseStatement):
+            yield found
+
+
+def assignment(node: cst.CSTNode) -> tuple[cst.BaseExpression, cst.BaseExpression] | None:
+    """``(target, value)`` of a one-target ``x = v`` or ``x: T = v`` line."""
+    if isinstance(node, cst.SimpleStatementLine) and len(node.body) == 1:
+        small = node.body[0]
+        if isinstance(small, cst.Assign) and len(small.targets) == 1:
+            return small.targets[0].target, small.value
+        if isinstance(small, cst.AnnAssign) and small.value is not None:
+            return small.target, small.value
+    return None
+
+
+def docstring_removed(function: cst.FunctionDef) -> cst.FunctionDef:
+    body = function.body
+    if function.get_docstring() is None or not isinstance(body, cst.IndentedBlock):
+        return function
+    rest = body.body[1:] or [cst.parse_statement("pass")]
+    return function.with_changes(body=body.with_changes(body=rest))

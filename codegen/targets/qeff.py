@@ -1,0 +1,58 @@
+"""The inference target's pipeline, in order."""
+
+from __future__ import annotations
+
+from codegen.ir import NormScale, Role
+from codegen.rules.qeff.additive_mask import AdditiveMask
+from codegen.rules.qeff.attention_dispatch import AttentionDispatch
+from codegen.rules.qeff.cache_address import CacheAddress
+from codegen.rules.qeff.cache_update import CacheUpdate
+from codegen.rules.qeff.dynamic_cache import DynamicCache
+from codegen.rules.qeff.expert_loop import ExpertLoop
+from codegen.rules.qeff.logits_slice import LogitsSlice, WholeLogits
+from codegen.rules.qeff.loss import Loss
+from codegen.rules.qeff.mask_builder import MaskBuilder
+from codegen.rules.qeff.position_default import PositionDefault
+from codegen.rules.qeff.position_embedding import PositionEmbedding
+from codegen.rules.qeff.returned_cache import ReturnedCache
+from codegen.targets.base import Expect, Step, Target
+
+QEFF = Target(
+    name="qeff",
+    prefix="QEff",
+    title="Inference variants with fixed, position-addressed key/value buffers",
+    steps=(
+        # head
+        Step(Loss(), Expect.ONCE_PER_CLASS, Role.HEAD),
+        Step(LogitsSlice()),
+        Step(WholeLogits()),
+        # backbone
+        Step(DynamicCache(), Expect.SOMEWHERE),
+        Step(PositionDefault()),
+        Step(MaskBuilder(), Expect.SOMEWHERE),
+        Step(PositionEmbedding()),
+        Step(ReturnedCache(), Expect.ONCE_PER_CLASS, Role.BACKBONE),
+        # attention
+        Step(CacheUpdate(), Expect.ONCE_PER_CLASS, Role.ATTENTION),
+        Step(AttentionDispatch()),
+        Step(AdditiveMask(), Expect.SOMEWHERE),
+        # experts
+        Step(ExpertLoop()),
+        # everything on the cache's path
+        Step(CacheAddress(), Expect.ONCE_PER_CLASS, Role.ATTENTION),
+    ),
+    rotary_mixin="PrecomputedRotary",
+    norms={
+        NormScale.CAST_THEN_WEIGHT: "CustomRMSNormAIC",
+        NormScale.ONE_PLUS_WEIGHT: "GemmaCustomRMSNormAIC",
+        NormScale.WEIGHT_THEN_CAST: "CastLastRMSNormAIC",
+        NormScale.NO_WEIGHT: "UnitRMSNormAIC",
+    },
+    names={
+        "PrecomputedRotary": "runtime.qeff.rotary",
+        "CustomRMSNormAIC": "runtime.qeff.norm",
+        "GemmaCustomRMSNormAIC": "runtime.qeff.norm",
+        "CastLastRMSNormAIC": "runtime.qeff.norm",
+        "UnitRMSNormAIC": "runtime.qeff.norm",
+    },
+)

@@ -1,0 +1,265 @@
+"""One upstream modeling file, parsed once: its classes, functions, imports, and where things stand in it."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import libcst as cst
+from libcst.metadata import MetadataWrapper, PositionProvider
+
+from codegen.diagnostics import Diagnostic, Refused, Span
+from codegen.syntax import assignment, dotted, find, self_attribute, walk
+
+
+@dataclass(frozen=True)
+class Import:
+    """A module-level name that upstream imports: ``from module import original as name`` or ``import module``."""
+
+    module: str
+    original: str | None
+    name: str
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method and the class of this file that defines it (itself or a base)."""
+
+    owner: str
+    node: cst.FunctionDef
+
+    @property
+    def name(self) -> str:
+        return self.node.name.value
+
+
+class UpstreamModule:
+    """A parsed modeling file. ``path`` is relative to the package; positions are computed only when asked for."""
+
+    def __init__(self, path: str, text: str) -> None:
+        self.path = path
+        self.text = text
+        try:
+            self.tree = cst.parse_module(text)
+        except cst.ParserSyntaxError as error:
+            raise Refused(
+                Diagnostic(
+                    Span(path, error.raw_line, error.raw_column + 1),
+                    "source",
+                    "Python source",
+                    f"a syntax error: {error.message}",
+                    "the file is damaged or newer than this parser; fetch the release again",
+                )
+            ) from None
+        self.classes: dict[str, cst.ClassDef] = {}
+        self.functions: dict[str, cst.FunctionDef] = {}
+        self.constants: dict[str, cst.BaseExpression] = {}
+        self.imports: dict[str, Import] = {}
+        self._index(self.tree.body)
+
+    @property
+    def name(self) -> str:
+        """Dotted module name, ``transformers.models.llama.modeling_llama``."""
+        return "transformers." + self.path.removesuffix(".py").replace("/", ".")
+
+    @property
+    def stem(self) -> str:
+        """``modeling_llama``."""
+        return self.path.rsplit("/", 1)[-1].removesuffix(".py")
+
+    def _index(self, body: Iterator[cst.CSTNode] | tuple[cst.CSTNode, ...] | list[cst.CSTNode] | object) -> None:
+        assert isinstance(body, tuple | list)
+        for node in body:
+            if isinstance(node, cst.ClassDef):
+                self.classes[node.name.value] = node
+            elif isinstance(node, cst.FunctionDef):
+                self.functions[node.name.value] = node
+            elif isinstance(node, cst.If):
+                self._index(node.body.body)
+            elif isinstance(node, cst.SimpleStatementLine):
+                self._index_line(node)
+
+    def _index_line(self, line: cst.SimpleStatementLine) -> None:
+        bound = assignment(line)
+        if bound is not None and isinstance(bound[0], cst.Name):
+            self.constants[bound[0].value] = bound[1]
+        for small in line.body:
+            if isinstance(small, cst.ImportFrom) and not isinstance(small.names, cst.ImportStar):
+                module = self._absolute(small)
+                for alias in small.names:
+                    original = str(alias.evaluated_name)
+                    name = alias.evaluated_alias or original
+                    self.imports[name] = Import(module, original, name)
+            elif isinstance(small, cst.Import):
+                for alias in small.names:
+                    full = str(alias.evaluated_name)
+                    name = alias.evaluated_alias or full.split(".")[0]
+                    self.imports[name] = Import(full if alias.evaluated_alias else name, None, name)
+
+    def _absolute(self, node: cst.ImportFrom) -> str:
+        tail = dotted(node.module) if node.module is not None else ""
+        if not node.relative:
+            return tail or ""
+        package = self.name.split(".")[: -len(node.relative)]
+        return ".".join([*package, tail]) if tail else ".".join(package)
+
+    # -- classes ------------------------------------------------------------------------------------------------
+
+    def bases(self, name: str) -> tuple[str, ...]:
+        """The class and its bases defined in this file, nearest first (depth first, as these files never diamond)."""
+        node = self.classes.get(name)
+        if node is None:
+            return ()
+        result = [name]
+        for base in node.bases:
+            label = dotted(base.value)
+            if label is not None and label in self.classes:
+                result.extend(b for b in self.bases(label) if b not in result)
+        return tuple(result)
+
+    def external_bases(self, name: str) -> tuple[str, ...]:
+        """Dotted bases of the class, or of its bases in this file, that are defined elsewhere."""
+        return tuple(
+            label
+            for base in self.bases(name)
+            for arg in self.classes[base].bases
+            if (label := dotted(arg.value)) is not None and label not in self.classes
+        )
+
+    def method(self, cls: str, name: str) -> Method | None:
+        for owner in self.bases(cls):
+            for node in _members(self.classes[owner]):
+                if isinstance(node, cst.FunctionDef) and node.name.value == name:
+                    return Method(owner, node)
+        return None
+
+    def reachable_methods(self, cls: str, start: str = "forward") -> tuple[Method, ...]:
+        """The methods that run when ``start`` does: ``start`` first, then whatever it calls on ``self``."""
+        found: dict[str, Method] = {}
+        queue = [start]
+        while queue:
+            name = queue.pop(0)
+            method = None if name in found else self.method(cls, name)
+            if method is None:
+                continue
+            found[name] = method
+            for call in find(method.node.body, cst.Call):
+                target = self_attribute(call.func)
+                if target is not None:
+                    queue.append(target)
+        return tuple(found.values())
+
+    def class_named_by(self, value: cst.BaseExpression) -> tuple[str, ...]:
+        """Classes of this file that an expression may instantiate: ``C(...)``, ``A(...) if x else B(...)``,
+        ``nn.ModuleList([C(...) for ...])``, ``TABLE[key](...)`` with a module-level dict."""
+        result: list[str] = []
+        for call in find(value, cst.Call):
+            label = dotted(call.func)
+            if label in self.classes:
+                result.append(label)
+            if isinstance(call.func, cst.Subscript) and isinstance(call.func.value, cst.Name):
+                result.extend(self.dispatch_table(call.func.value.value).values())
+        return tuple(dict.fromkeys(result))
+
+    def dispatch_table(self, name: str) -> Mapping[str, str]:
+        """A module-level ``{"eager": C, ...}`` of classes of this file."""
+        value = self.constants.get(name)
+        if not isinstance(value, cst.Dict):
+            return {}
+        result = {}
+        for element in value.elements:
+            if isinstance(element, cst.DictElement) and isinstance(element.key, cst.SimpleString):
+                label = dotted(element.value)
+                if label in self.classes:
+                    result[str(element.key.evaluated_value)] = label
+        return result
+
+    def attributes(self, cls: str) -> Mapping[str, cst.BaseExpression]:
+        """``self.x = value`` lines of ``__init__`` (and inherited ones): attribute -> last value assigned."""
+        result: dict[str, cst.BaseExpression] = {}
+        for owner in reversed(self.bases(cls)):
+            for node in _members(self.classes[owner]):
+                if isinstance(node, cst.FunctionDef) and node.name.value == "__init__":
+                    for line in find(node.body, cst.SimpleStatementLine):
+                        bound = assignment(line)
+                        attribute = None if bound is None else self_attribute(bound[0])
+                        if bound is not None and attribute is not None:
+                            result[attribute] = bound[1]
+        return result
+
+    def submodules(self, cls: str) -> Mapping[str, tuple[str, ...]]:
+        """Attribute -> classes of this file that it may hold, from every assignment in ``__init__``."""
+        result: dict[str, tuple[str, ...]] = {}
+        for owner in reversed(self.bases(cls)):
+            for node in _members(self.classes[owner]):
+                if isinstance(node, cst.FunctionDef) and node.name.value == "__init__":
+                    result.update(self._submodules_of_init(node))
+        return result
+
+    def _submodules_of_init(self, init: cst.FunctionDef) -> dict[str, tuple[str, ...]]:
+        result: dict[str, tuple[str, ...]] = {}
+        locals_: dict[str, tuple[str, ...]] = {}
+        for line in find(init.body, cst.SimpleStatementLine):
+            bound = assignment(line)
+            if bound is not None:
+                target, value = bound
+                classes = self.class_named_by(value)
+                for name in find(value, cst.Name):
+                    classes = (*classes, *(c for c in locals_.get(name.value, ()) if c not in classes))
+                attribute = self_attribute(target)
+                if attribute is not None:
+                    result[attribute] = (*result.get(attribute, ()), *classes)
+                elif isinstance(target, cst.Name) and classes:
+                    locals_[target.value] = classes
+            for call in find(line, cst.Call):
+                # self.layers.append(C(...)) and layers.append(C(...))
+                if isinstance(call.func, cst.Attribute) and call.func.attr.value == "append" and call.args:
+                    classes = self.class_named_by(call.args[0].value)
+                    attribute = self_attribute(call.func.value)
+                    if attribute is not None:
+                        result[attribute] = (*result.get(attribute, ()), *classes)
+                    elif isinstance(call.func.value, cst.Name):
+                        local = call.func.value.value
+                        locals_[local] = (*locals_.get(local, ()), *classes)
+        return {attribute: tuple(dict.fromkeys(classes)) for attribute, classes in result.items() if classes}
+
+    # -- positions ----------------------------------------------------------------------------------------------
+
+    @cached_property
+    def ast(self) -> ast.Module:
+        return ast.parse(self.text)
+
+    def span(self, where: str = "", node: cst.CSTNode | None = None) -> Span:
+        """The place of ``Class.method`` or ``function``; with ``node``, of that node inside it."""
+        target = self._definition(where)
+        if target is None:
+            return Span(self.path)
+        line, column = target.lineno, target.col_offset + 1
+        owner, _, name = where.rpartition(".")
+        function = self.functions.get(where) or next(
+            (m for m in _members(self.classes[owner]) if isinstance(m, cst.FunctionDef) and m.name.value == name), None
+        ) if owner in self.classes or where in self.functions else None
+        if node is None or function is None or not any(n is node for n in walk(function)):
+            return Span(self.path, line, column)
+        wrapper = MetadataWrapper(cst.Module([function]), unsafe_skip_copy=True)
+        positions = wrapper.resolve(PositionProvider)
+        start = positions[node].start
+        return Span(self.path, line + start.line - positions[function.name].start.line, start.column + column)
+
+    def _definition(self, where: str) -> ast.FunctionDef | ast.ClassDef | None:
+        body: list[ast.stmt] = self.ast.body
+        found: ast.FunctionDef | ast.ClassDef | None = None
+        for part in where.split("."):
+            found = next(
+                (n for n in body if isinstance(n, ast.FunctionDef | ast.ClassDef) and n.name == part), None
+            )
+            if found is None:
+                return None
+            body = found.body
+        return found
+
+
+def _members(cls: cst.ClassDef) -> Iterator[cst.CSTNode]:
+    return iter(cls.body.body)
