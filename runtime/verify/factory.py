@@ -1,0 +1,269 @@
+"""Tiny random models of any causal-LM type that upstream knows.
+
+`build("gemma2", {"sliding_window": None})` returns a small configuration and an upstream model of it. Nothing here
+knows a family: the fields come from the configuration class, the sizes from `sizes`, the few exceptions from the data
+in `exceptions`.
+"""
+
+import copy
+import dataclasses
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import nn
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from runtime.verify.exceptions import EXCEPTIONS
+from runtime.verify.sizes import FIRST_FREE_TOKEN, LAYER_COUNTS, SET_EVEN_IF_UNSET, SIZES, SWITCHES
+from runtime.verify.weights import spread
+
+_FEWEST_LAYERS = 3
+_MOST_LAYERS = 12
+_LATENT_ATTENTION = {"num_key_value_heads": "num_attention_heads", "head_dim": "qk_rope_head_dim"}
+_UNSHRUNK_WEIGHTS = 8_000_000
+
+Overrides = Mapping[str, Any]
+
+
+class CannotBuildError(RuntimeError):
+    """Upstream's own class refuses the tiny configuration, or the model of it; the message is upstream's."""
+
+
+def model_types() -> tuple[str, ...]:
+    """Every type in upstream's causal-LM mapping, in upstream's order."""
+    return tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+
+
+def config_class(model_type: str) -> type[Any]:
+    """The configuration class of a type. Raises `KeyError` for a type that upstream does not know."""
+    if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise KeyError(f"{model_type!r} is not in upstream's causal-LM mapping")
+    found: type[Any] = CONFIG_MAPPING[model_type]
+    return found
+
+
+def model_class(model_type: str) -> type[Any]:
+    """The class that upstream's mapping names for a type."""
+    found: type[Any] = AutoModelForCausalLM._model_mapping[config_class(model_type)]
+    return found
+
+
+def text_config_class(model_type: str) -> type[Any]:
+    """The configuration class that the mapped model class is built from: for some composite types the text part of
+    the type's own.
+    """
+    own = config_class(model_type)
+    wanted = model_class(model_type).config_class
+    return wanted if wanted is not own and wanted in own.sub_configs.values() else own
+
+
+def tiny_config(model_type: str, overrides: Overrides | None = None) -> Any:
+    """The tiny configuration of a type with some fields set otherwise.
+
+    `overrides` are the configuration's own field names; in a composite type the fields of the text part may be given
+    directly. Raises `CannotBuildError` with upstream's message where upstream refuses the combination.
+    """
+    cls = text_config_class(model_type)
+    given = dict(overrides or {})
+    values = _tiny_values(cls, given)
+    return _make(cls, values)
+
+
+def build(model_type: str, overrides: Overrides | None = None, seed: int = 0) -> tuple[Any, nn.Module]:
+    """A tiny configuration and upstream's model of it: eager attention, fp32, eval mode, weights spread by `seed`.
+
+    Raises `CannotBuildError` where upstream refuses, `KeyError` for an unknown type.
+    """
+    config = tiny_config(model_type, overrides)
+    try:
+        model = model_class(model_type)._from_config(config, attn_implementation="eager")
+    except Exception as refusal:
+        raise CannotBuildError(f"model: {_message(refusal)}") from refusal
+    model = typing.cast(nn.Module, model.float().eval())
+    if count_weights(model) > _UNSHRUNK_WEIGHTS:
+        raise CannotBuildError(f"model: {count_weights(model):,} weights; some size field is not shrunk")
+    spread(model, seed)
+    return model.config, model
+
+
+def count_weights(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def _make(cls: type[Any], values: dict[str, Any]) -> Any:
+    try:
+        return cls(**copy.deepcopy(values))
+    except Exception as refusal:
+        raise CannotBuildError(f"config: {_message(refusal)}") from refusal
+
+
+def _message(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}"
+
+
+def _tiny_values(cls: type[Any], overrides: Overrides) -> dict[str, Any]:
+    """All field values for a class: tiny sizes, then exceptions, then the caller's; layer counts last as they depend
+    on the rest.
+    """
+    values = _shrunk(cls)
+    values |= _exceptions(cls)
+    given = _nested(cls, overrides)
+    for name, value in given.items():
+        mine = values.get(name)
+        values[name] = (
+            {**mine, **value}
+            if isinstance(mine, dict) and isinstance(value, dict) and name in cls.sub_configs
+            else value
+        )
+    return _with_layers(cls, values)
+
+
+def _with_layers(cls: type[Any], values: dict[str, Any]) -> dict[str, Any]:
+    if not LAYER_COUNTS & set(values):
+        _set_layers(cls, values, layer_count(cls, values))
+    return values
+
+
+def _nested(cls: type[Any], overrides: Overrides) -> dict[str, Any]:
+    """Moves fields that only the text part has into it."""
+    own = {field.name for field in dataclasses.fields(cls)} | set(cls.attribute_map)
+    text = cls.sub_configs.get("text_config")
+    result: dict[str, Any] = {}
+    for name, value in overrides.items():
+        if name not in own and text is not None and dataclasses.is_dataclass(text):
+            result.setdefault("text_config", {})[name] = value
+        else:
+            result[cls.attribute_map.get(name, name)] = value
+    return result
+
+
+def _exceptions(cls: type[Any]) -> dict[str, Any]:
+    return copy.deepcopy({field: entry.value for field, entry in EXCEPTIONS.get(cls.model_type, {}).items()})
+
+
+def _shrunk(cls: type[Any]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    next_token = 3
+    inherited = {field.name for field in dataclasses.fields(PreTrainedConfig)}
+    for field in dataclasses.fields(cls):
+        name, default = field.name, _default(field)
+        known = next((n for n in _names_of(cls, name) if n in SIZES), name)
+        if name in inherited:
+            continue
+        if name in cls.sub_configs:
+            sub = _sub_config_class(cls, name)
+            if sub is not None:
+                values[name] = _with_layers(sub, {"model_type": sub.model_type, **_shrunk(sub), **_exceptions(sub)})
+        elif _is_token(name):
+            if isinstance(default, int) and default >= FIRST_FREE_TOKEN:
+                values[name], next_token = next_token, next_token + 1
+            elif isinstance(default, list):
+                values[name] = default[:1] and [2]
+        elif name in SWITCHES:
+            values[name] = SWITCHES[name]
+        elif known in SIZES and (_is_size(default) or (default is None and known in SET_EVEN_IF_UNSET)):
+            values[name] = SIZES[known]
+    if "kv_lora_rank" in values:
+        # Multi-head latent attention: keys are made per query head, and `head_dim` is the rotated part.
+        values |= {name: values[of] for name, of in _LATENT_ATTENTION.items() if name in values}
+    return values
+
+
+def _names_of(cls: type[Any], field: str) -> tuple[str, ...]:
+    """A field's own name and the general ones that the class maps to it."""
+    return (field, *(alias for alias, real in cls.attribute_map.items() if real == field))
+
+
+def _is_size(default: Any) -> bool:
+    """0 and 1 say 'none' or 'no groups' rather than how many, and stay."""
+    return isinstance(default, int) and not isinstance(default, bool) and default > 1
+
+
+def _sub_config_class(cls: type[Any], name: str) -> type[Any] | None:
+    """The class of a nested configuration; where the declared one is open (`AutoConfig`) that of the default
+    instance.
+    """
+    declared: type[Any] = cls.sub_configs[name]
+    if dataclasses.is_dataclass(declared):
+        return declared
+    try:
+        default = getattr(cls(), name, None)
+    except Exception:
+        return None
+    return None if default is None else type(default)
+
+
+def _is_token(name: str) -> bool:
+    return name.endswith(("_token_id", "_token_index", "_token", "_index")) and not name.startswith("num_")
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    if field.default is not dataclasses.MISSING:
+        return field.default
+    return field.default_factory() if field.default_factory is not dataclasses.MISSING else None
+
+
+def layer_count(cls: type[Any], values: Mapping[str, Any] | None = None) -> int:
+    """The fewest layers (at least 3) in which every kind of layer of the class's default pattern occurs.
+
+    The kinds are read from the per-layer lists that the configuration itself makes (`layer_types`,
+    `layers_block_type`, ...).
+    """
+    try:
+        kinds = _layer_kinds(cls())
+    except Exception:
+        kinds = {}
+    base = dict(values or _shrunk(cls))
+    best, most = _FEWEST_LAYERS + 1, -1
+    for count in range(_FEWEST_LAYERS, _MOST_LAYERS + 1):
+        trial = dict(base)
+        _set_layers(cls, trial, count)
+        try:
+            found = _layer_kinds(_make(cls, trial))
+        except CannotBuildError:
+            continue
+        score = sum(len(found.get(name, set()) & wanted) for name, wanted in kinds.items())
+        if score > most:
+            best, most = count, score
+    return best
+
+
+def _layer_kinds(config: Any) -> dict[str, set[Any]]:
+    """The values in each per-layer list of a configuration; lists of more than four different values are no kinds."""
+    count = getattr(config, "num_hidden_layers", None)
+    kinds: dict[str, set[Any]] = {}
+    for name in _list_names(config):
+        value = getattr(config, name, None)
+        if (
+            isinstance(value, list | tuple)
+            and count
+            and len(value) == count
+            and all(isinstance(v, str | int) for v in value)
+        ):
+            different = set(value)
+            if len(different) <= 4:
+                kinds[name] = different
+    return kinds
+
+
+def _list_names(config: Any) -> Iterable[str]:
+    return sorted(set(vars(config)) | {"layer_types", "layers_block_type"})
+
+
+def _set_layers(cls: type[Any], values: dict[str, Any], count: int) -> None:
+    """Sets every layer count of a class to `count` and cuts the per-layer lists among its defaults."""
+    fields = {field.name: _default(field) for field in dataclasses.fields(cls)}
+    default_count = next((fields[name] for name in sorted(LAYER_COUNTS) if isinstance(fields.get(name), int)), None)
+    for name, default in fields.items():
+        if name in LAYER_COUNTS or (LAYER_COUNTS & set(_names_of(cls, name)) and isinstance(default, int)):
+            values[name] = count
+        elif (
+            name not in values
+            and isinstance(default, list | tuple)
+            and default_count
+            and len(default) == default_count > count
+        ):
+            values[name] = default[:count]
