@@ -1,4 +1,4 @@
-"""Inference runtime: KV buffers addressed by position, precomputed rotary tables, export, ONNX Runtime and Cloud AI 100.
+"""Inference runtime: KV buffers addressed by position, rotary tables, export, ONNX Runtime and Cloud AI 100.
 
 The names below are imported at first use, so that importing the package costs nothing.
 """

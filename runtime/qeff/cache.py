@@ -1,7 +1,7 @@
 """Fixed-size KV buffers that are addressed by position.
 
-A layer's buffers are ``[B, Hkv, C, D]``: the state of position ``p`` lives in slot ``p``, whatever was written before. So prefill
-and decode are one operation, and a pad (position -1) is simply not written.
+A layer's buffers are ``[B, Hkv, C, D]``: the state of position ``p`` lives in slot ``p``, whatever was written before.
+So prefill and decode are one operation, and a pad (position -1) is simply not written.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from runtime.qeff.ops import ctx_gather, ctx_gather_cb, ctx_scatter, ctx_scatter_cb
+from runtime.qeff.tracing import values_are_known
 
 KeyValue = tuple[Tensor, Tensor]
 CacheArguments = Mapping[str, Any]
@@ -49,7 +50,8 @@ class QEffDynamicLayer(CacheLayerMixin):  # type: ignore[misc]
                 raise TypeError(f"past_key_values: a {name} buffer must be a tensor, found {type(buffer).__name__}")
             if buffer.dim() != 4:
                 raise ValueError(
-                    f"past_key_values: a {name} buffer must be [batch, heads, ctx_len, head_dim], found {tuple(buffer.shape)}"
+                    f"past_key_values: a {name} buffer must be [batch, heads, ctx_len, head_dim], found "
+                    f"{tuple(buffer.shape)}"
                 )
         layer = cls()
         layer.keys, layer.values = keys, values
@@ -99,18 +101,21 @@ class QEffDynamicLayer(CacheLayerMixin):  # type: ignore[misc]
     def read_only(self, cache_kwargs: CacheArguments | None) -> KeyValue:
         """Reads ``[B, Hkv, L, D]``, ``L`` the compute context length or the buffer length.
 
-        Slots after the row's largest position hold nothing of this row: their values are zero, their keys are those of slot
-        0 and must be hidden by the mask.
+        Slots after the row's largest position hold nothing of this row: their values are zero, their keys are those of
+        slot 0 and must be hidden by the mask.
         """
         position_ids, batch_index = _addresses(cache_kwargs)
         keys, values = self.buffers()
-        indices, unused = _slots_to_read(position_ids, _read_length(keys, cache_kwargs))
+        length = _read_length(keys, cache_kwargs)
+        if values_are_known():
+            _check_length(position_ids, length, keys.shape[2])
+        indices, unused = _slots_to_read(position_ids, length)
         if batch_index is None:
             key, value = ctx_gather(keys, indices), ctx_gather(values, indices)
         else:
             key, value = ctx_gather_cb(keys, batch_index, indices), ctx_gather_cb(values, batch_index, indices)
         # Zeros, not whatever the slot holds: a hidden key weighs exactly 0, but 0 * NaN is NaN.
-        return key, torch.where(unused, torch.zeros((), dtype=value.dtype, device=value.device), value)
+        return key, value.masked_fill(unused, 0.0)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> KeyValue:
         """Writes, then reads; see :meth:`write_only`, :meth:`read_only` and :meth:`QEffDynamicCache.update`."""
@@ -138,7 +143,8 @@ class QEffDynamicLayer(CacheLayerMixin):  # type: ignore[misc]
 class QEffDynamicCache(Cache):  # type: ignore[misc]
     """Key and value buffers of all layers.
 
-    ``QEffDynamicCache(ctx_len=N)`` allocates a layer at its first update; :meth:`from_legacy_cache` wraps existing buffers.
+    ``QEffDynamicCache(ctx_len=N)`` allocates a layer at its first update; :meth:`from_legacy_cache` wraps existing
+    buffers.
 
     Args:
         ctx_len: slots per row.
@@ -152,7 +158,7 @@ class QEffDynamicCache(Cache):  # type: ignore[misc]
 
     @classmethod
     def from_legacy_cache(cls, past_key_values: Any) -> "QEffDynamicCache":
-        """Wraps ``((key, value), ...)``, one pair per layer, without copying; a ``QEffDynamicCache`` is returned as it is.
+        """Wraps ``((key, value), ...)``, one pair per layer, without copying; a ``QEffDynamicCache`` is returned as is.
 
         Args:
             past_key_values: buffers ``[B, Hkv, C, D]``.
@@ -215,10 +221,11 @@ class QEffDynamicCache(Cache):  # type: ignore[misc]
             value_states: ``[B, Hkv, S, Dv]``.
             layer_idx: the layer.
             args, kwargs: ``cache_kwargs``, a mapping with ``position_ids`` (``[B, S]`` integers, -1 for a pad),
-                ``batch_index`` (``[B, 1]`` integer buffer rows, or None) and ``CCL`` (None, the compute context length, or a
-                tensor whose last dimension has that length).
+                ``batch_index`` (``[B, 1]`` integer buffer rows, or None) and ``CCL`` (None, the compute context length,
+                or a tensor whose last dimension has that length).
         Returns:
-            keys ``[B, Hkv, L, Dk]`` and values ``[B, Hkv, L, Dv]``; ``L`` is the compute context length or the buffer length.
+            keys ``[B, Hkv, L, Dk]`` and values ``[B, Hkv, L, Dv]``; ``L`` is the compute context length or the buffer
+            length.
         Raises:
             ValueError: no position ids, no buffer for the layer, or states that do not fit it.
             TypeError: the states' dtype is not the buffer's.
@@ -285,7 +292,15 @@ def _slots_to_read(position_ids: Tensor, length: Any) -> tuple[Tensor, Tensor]:
     last = position_ids.amax(dim=1, keepdim=True).unsqueeze(1)
     unused = slots > last
     # Slot 0 stands for "nothing": a valid index for every runtime, hidden by the mask.
-    return torch.where(unused, torch.zeros((), dtype=slots.dtype, device=slots.device), slots), unused.unsqueeze(-1)
+    return slots.masked_fill(unused, 0), unused.unsqueeze(-1)
+
+
+def _check_length(position_ids: Tensor, length: int, slots: int) -> None:
+    if length > slots:
+        raise ValueError(f"QEffDynamicCache: compute context length {length} is more than the {slots} slots there are")
+    last = int(position_ids.max())
+    if last >= length:
+        raise IndexError(f"QEffDynamicCache: position {last} is not below the compute context length {length}")
 
 
 def _check_states(
@@ -299,13 +314,13 @@ def _check_states(
     for name, buffer, states in (("key", keys, key_states), ("value", values, value_states)):
         if buffer.dtype != states.dtype:
             raise TypeError(f"QEffDynamicCache: {name} buffer is {buffer.dtype}, the states are {states.dtype}")
-    if torch.jit.is_tracing():
+    if not values_are_known():
         return
     for name, buffer, states in (("key", keys, key_states), ("value", values, value_states)):
         if (buffer.shape[1], buffer.shape[3]) != (states.shape[1], states.shape[3]):
             raise ValueError(
-                f"QEffDynamicCache: {name} buffer {tuple(buffer.shape)} does not fit states {tuple(states.shape)}: heads and "
-                "head dim must agree"
+                f"QEffDynamicCache: {name} buffer {tuple(buffer.shape)} does not fit states {tuple(states.shape)}: "
+                "heads and head dim must agree"
             )
         if batch_index is None and buffer.shape[0] != states.shape[0]:
             raise ValueError(
@@ -318,7 +333,6 @@ def _check_states(
         )
     if batch_index is not None and batch_index.numel() != key_states.shape[0]:
         raise ValueError(f"QEffDynamicCache: batch_index {tuple(batch_index.shape)} must have one entry per row")
-    if int(position_ids.max()) >= keys.shape[2]:
-        raise IndexError(
-            f"QEffDynamicCache: position {int(position_ids.max())} is outside the buffer of {keys.shape[2]} slots"
-        )
+    last = int(position_ids.max())
+    if last >= keys.shape[2]:
+        raise IndexError(f"QEffDynamicCache: position {last} is outside the buffer of {keys.shape[2]} slots")

@@ -15,5 +15,4 @@ def last_token(hidden_states: Tensor, position_ids: Tensor) -> Tensor:
     """
     # int32: not every runtime has an ArgMax over int64.
     index = position_ids.to(torch.int32).argmax(1, keepdim=True)
-    rows = torch.arange(position_ids.shape[0], device=position_ids.device).view(-1, 1)
-    return hidden_states[rows, index]
+    return torch.gather(hidden_states, 1, index.unsqueeze(-1).expand(-1, -1, hidden_states.shape[-1]))

@@ -24,8 +24,7 @@ def mask_scores(scores: Tensor, mask: Tensor) -> Tensor:
     Returns:
         ``[B, H, S, T]`` of the dtype of ``scores``.
     """
-    lowest = torch.tensor(torch.finfo(scores.dtype).min, dtype=scores.dtype, device=scores.device)
-    return torch.where(mask, lowest, scores)
+    return scores.masked_fill(mask, torch.finfo(scores.dtype).min)
 
 
 def _target_length(past_key_values: Any, comp_ctx_lengths: Tensor | None) -> Any:
@@ -144,7 +143,8 @@ def create_sliding_window_causal_mask(
     if window is None:
         raise ValueError("create_sliding_window_causal_mask: config.sliding_window is not set")
     query, key = _query_and_key_positions(positions, _target_length(past_key_values, comp_ctx_lengths))
-    return (key > query) | (key <= query - window)
+    mask: Tensor = (key > query) | (key <= query - window)
+    return mask
 
 
 def create_chunked_causal_mask(

@@ -173,7 +173,7 @@ def _rms_norm(opset_version: int, norm: Any) -> Any:
     if opset_version < 18:
         op = opset17
 
-        @script(norm, default_opset=op)
+        @script(norm, default_opset=op)  # type: ignore[untyped-decorator]
         def CustomRMSNorm(hidden_states, weight, epsilon: float):  # type: ignore[no-untyped-def]
             hidden = op.Cast(hidden_states, to=_FLOAT)
             square = op.Pow(hidden, op.Constant(value_float=2.0))
@@ -185,8 +185,8 @@ def _rms_norm(opset_version: int, norm: Any) -> Any:
         return CustomRMSNorm
     op = opset18
 
-    @script(norm, default_opset=op)
-    def CustomRMSNorm(hidden_states, weight, epsilon: float):  # type: ignore[no-untyped-def,no-redef]
+    @script(norm, default_opset=op)  # type: ignore[no-redef,untyped-decorator]
+    def CustomRMSNorm(hidden_states, weight, epsilon: float):  # type: ignore[no-untyped-def]
         hidden = op.Cast(hidden_states, to=_FLOAT)
         square = op.Pow(hidden, op.Constant(value_float=2.0))
         mean = op.ReduceMean(square, op.Constant(value_ints=[-1]), keepdims=1)

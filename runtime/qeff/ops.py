@@ -42,6 +42,11 @@ def _scatter(data: Tensor, rows: Tensor, position_ids: Tensor, updates: Tensor) 
     return written
 
 
+def _apply(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:
+    result: Tensor = function.apply(*arguments)  # type: ignore[no-untyped-call]
+    return result
+
+
 class _CtxScatter(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, data: Tensor, position_ids: Tensor, updates: Tensor) -> Tensor:
@@ -105,7 +110,7 @@ def ctx_scatter(data: Tensor, position_ids: Tensor, updates: Tensor) -> Tensor:
         IndexError: a position is not below ``C`` (outside an export).
     """
     if torch.onnx.is_in_onnx_export():
-        return _CtxScatter.apply(data, position_ids, updates)  # type: ignore[no-any-return,no-untyped-call]
+        return _apply(_CtxScatter, data, position_ids, updates)
     return _scatter(data, torch.arange(data.shape[0], device=data.device), position_ids, updates)
 
 
@@ -123,7 +128,7 @@ def ctx_scatter_cb(data: Tensor, batch_index: Tensor, position_ids: Tensor, upda
         IndexError: a position is not below ``C`` or a row not below ``F`` (outside an export).
     """
     if torch.onnx.is_in_onnx_export():
-        return _CtxScatterCB.apply(data, batch_index, position_ids, updates)  # type: ignore[no-any-return,no-untyped-call]
+        return _apply(_CtxScatterCB, data, batch_index, position_ids, updates)
     return _scatter(data, batch_index.reshape(-1).to(torch.int64), position_ids, updates)
 
 
@@ -137,7 +142,7 @@ def ctx_gather(data: Tensor, ctx_indices: Tensor) -> Tensor:
         ``[B, H, L, D]``.
     """
     if torch.onnx.is_in_onnx_export():
-        return _CtxGather.apply(data, ctx_indices, _length(ctx_indices))  # type: ignore[no-any-return,no-untyped-call]
+        return _apply(_CtxGather, data, ctx_indices, _length(ctx_indices))
     return _CtxGather.forward(None, data, ctx_indices, ctx_indices)
 
 
@@ -152,7 +157,7 @@ def ctx_gather_cb(data: Tensor, batch_index: Tensor, ctx_indices: Tensor) -> Ten
         ``[B, H, L, D]``.
     """
     if torch.onnx.is_in_onnx_export():
-        return _CtxGatherCB.apply(data, batch_index, ctx_indices, _length(ctx_indices))  # type: ignore[no-any-return,no-untyped-call]
+        return _apply(_CtxGatherCB, data, batch_index, ctx_indices, _length(ctx_indices))
     return _CtxGatherCB.forward(None, data, batch_index, ctx_indices, ctx_indices)
 
 
@@ -201,7 +206,7 @@ def rms_norm(hidden_states: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         ValueError: (export) the two dtypes differ, so the result would not have the input's dtype.
     """
     if torch.onnx.is_in_onnx_export():
-        return _RMSNorm.apply(hidden_states, weight, epsilon)  # type: ignore[no-any-return,no-untyped-call]
+        return _apply(_RMSNorm, hidden_states, weight, epsilon)
     return _RMSNorm.forward(None, hidden_states, weight, epsilon)
 
 
@@ -216,5 +221,5 @@ def rms_norm_cast_last(hidden_states: Tensor, weight: Tensor, epsilon: float) ->
         ``[..., N]`` of the dtype of ``hidden_states``.
     """
     if torch.onnx.is_in_onnx_export():
-        return _RMSNormCastLast.apply(hidden_states, weight, epsilon)  # type: ignore[no-any-return,no-untyped-call]
+        return _apply(_RMSNormCastLast, hidden_states, weight, epsilon)
     return _RMSNormCastLast.forward(None, hidden_states, weight, epsilon)

@@ -1,7 +1,8 @@
 """Rotary embeddings read from tables.
 
-The tables are what the upstream class itself computes for positions 0, 1, 2, ...; so the interleaved, partial and scaled kinds are
-right without being known here. What a table cannot hold is a frequency that depends on the length of the sequence:
+The tables are what the upstream class itself computes for positions 0, 1, 2, ...; so the interleaved, partial and
+scaled kinds are right without being known here. What a table cannot hold is a frequency that depends on the length of
+the sequence:
 
 * longrope has one set of factors up to ``original_max_position_embeddings`` and another above: two tables;
 * dynamic NTK computes its frequencies from the length above ``max_position_embeddings``: computed in the graph.
@@ -21,6 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from runtime.qeff.tracing import values_are_known
 
 logger = logging.getLogger(__name__)
 
@@ -60,13 +63,14 @@ class PrecomputedRotary(nn.Module):
     """Mixin before an upstream rotary class: ``class Variant(PrecomputedRotary, LlamaRotaryEmbedding)``.
 
     :meth:`__qeff_init__` builds the tables; ``config.max_seq_len_cached`` rows if that is set, else
-    ``config.max_position_embeddings``. They are float32 buffers ``cos_cached`` and ``sin_cached`` ``[rows, R]`` (with two tables also
-    ``long_cos_cached`` and ``long_sin_cached``); a class with frequencies per layer type has them per layer type
-    (``full_attention_cos_cached``). They are no part of the state dict, but initialisers of an exported graph.
+    ``config.max_position_embeddings``. They are float32 buffers ``cos_cached`` and ``sin_cached`` ``[rows, R]`` (with
+    two tables also ``long_cos_cached`` and ``long_sin_cached``); a class with frequencies per layer type has them per
+    layer type (``full_attention_cos_cached``). They are no part of the state dict, but initialisers of an exported
+    graph.
 
     Attributes:
-        length_dependent_from: the length above which the frequencies of a row change, None if they never do. Keys in the cache
-            keep the frequencies that they were written with.
+        length_dependent_from: the length above which the frequencies of a row change, None if they never do. Keys in
+            the cache keep the frequencies that they were written with.
     """
 
     length_dependent_from: int | None
@@ -80,17 +84,16 @@ class PrecomputedRotary(nn.Module):
 
         Raises:
             TypeError: the upstream class does not return a (cos, sin) pair that is indexed by position.
-            ValueError: its frequencies depend on the length in a way that is not known here, or it is on the meta device.
+            ValueError: its frequencies depend on the length in a way that is not known here, or it is on the meta
+                device.
         """
         config = getattr(self, "config", None)
         if config is None or not hasattr(self, "rope_type"):
             raise TypeError(f"{self._upstream_name()}: no config and rope_type, so its tables cannot be built")
-        self._qeff_plans = {}
-        self._qeff_casts_to_input = self._evaluate(None if not self._layer_types() else self._layer_types()[0], [0, 1], torch.float16)[
-            0
-        ].dtype == torch.float16
-        for layer_type in self._layer_types() or [None]:
-            self._qeff_plans[layer_type] = self._build(layer_type)
+        layer_types: list[str | None] = [*self._layer_types()] or [None]
+        cos, _ = self._evaluate(layer_types[0], torch.tensor([0, 1]), torch.float16)
+        self._qeff_casts_to_input = cos.dtype == torch.float16
+        self._qeff_plans = {layer_type: self._build(layer_type) for layer_type in layer_types}
         limits = [plan.limit for plan in self._qeff_plans.values() if plan.limit is not None]
         self.length_dependent_from = min(limits) if limits else None
 
@@ -114,7 +117,7 @@ class PrecomputedRotary(nn.Module):
                 f"{self._upstream_name()}: position_ids must be [batch, seq_len], found {position_ids.dim()} dimensions"
             )
         plan = self._qeff_plans[layer_type]
-        if plan.rows is not None and not torch.jit.is_tracing():
+        if plan.rows is not None and values_are_known():
             last = int(position_ids.max())
             if last >= plan.rows:
                 raise IndexError(
@@ -146,7 +149,7 @@ class PrecomputedRotary(nn.Module):
         length = position_ids.amax(dim=1, keepdim=True) + 1
         keywords = {} if layer_type is None else {"layer_type": layer_type}
         inv_freq, _ = ROPE_INIT_FUNCTIONS[plan.rope_type](
-            self.config, position_ids.device, seq_len=length, **keywords  # type: ignore[arg-type]
+            self.config, position_ids.device, seq_len=length, **keywords
         )
         angles = position_ids[:, :, None].float() * inv_freq[:, None, :]
         columns: Tensor = getattr(self, _buffer_name(layer_type, "frequency_of_column"))
@@ -158,7 +161,8 @@ class PrecomputedRotary(nn.Module):
 
     def _upstream_name(self) -> str:
         return next(
-            (base.__name__ for base in type(self).__mro__ if not issubclass(base, PrecomputedRotary)), type(self).__name__
+            (base.__name__ for base in type(self).__mro__ if not issubclass(base, PrecomputedRotary)),
+            type(self).__name__,
         )
 
     def _table(self, layer_type: str | None, which: str) -> CosSin:
@@ -181,18 +185,25 @@ class PrecomputedRotary(nn.Module):
                 self._tabulate(layer_type, "long_", rows, rows)
                 return _Plan(_Length.TWO_TABLES, limit, rows, rope_type)
         elif "dynamic" in rope_type:
-            limit = getattr(self, f"{layer_type}_max_seq_len_cached", self.max_seq_len_cached)
+            limit = self._initial_limit(layer_type)
             if wanted is None or wanted > limit:
                 self._tabulate(layer_type, "", limit, limit)
                 return self._plan_computed(layer_type, rope_type, limit, wanted)
         self._tabulate(layer_type, "", rows, 2)
         return _Plan(_Length.INDEPENDENT, None, rows, rope_type)
 
+    def _initial_limit(self, layer_type: str | None) -> int:
+        """The length up to which upstream's dynamic frequencies are the initial ones."""
+        limit: Any = getattr(self, f"{layer_type}_max_seq_len_cached", None)
+        return int(self.config.max_position_embeddings if limit is None else limit)
+
     def _tabulate(self, layer_type: str | None, which: str, rows: int, length: int) -> None:
         """Registers the table of ``rows`` positions, which must also hold for a row of ``length`` tokens."""
-        cos, sin = self._evaluate(layer_type, list(range(rows)), torch.float32)
-        probe = [min(1, rows - 1), min(length, rows) - 1]
-        for name, table, again in zip(("cos", "sin"), (cos, sin), self._evaluate(layer_type, probe, torch.float32), strict=True):
+        cos, sin = self._evaluate(layer_type, torch.arange(rows), torch.float32)
+        probe = torch.tensor([min(1, rows - 1), min(length, rows) - 1])
+        for name, table, again in zip(
+            ("cos", "sin"), (cos, sin), self._evaluate(layer_type, probe, torch.float32), strict=True
+        ):
             if not torch.allclose(table[probe], again, rtol=0.0, atol=1e-5):
                 raise ValueError(
                     f"{self._upstream_name()}: with {rows} positions {name} is not what it is with {length}; rope_type "
@@ -202,7 +213,7 @@ class PrecomputedRotary(nn.Module):
         size = cos.numel() * cos.element_size() * 2
         if size >= _LARGE_TABLE_BYTES:
             logger.warning(
-                "%s: tables of %d rows take %.1f GiB; set config.max_seq_len_cached to the context length that is needed",
+                "%s: tables of %d rows take %.1f GiB; set config.max_seq_len_cached to the context length you need",
                 self._upstream_name(),
                 rows,
                 size / (1 << 30),
@@ -218,20 +229,20 @@ class PrecomputedRotary(nn.Module):
         probe = self._probe()
         probe._buffers[name] = marks
         setattr(probe, "original_inv_freq" if layer_type is None else f"{layer_type}_original_inv_freq", marks)
-        cos, sin = (part[-1] for part in self._call(probe, layer_type, [0, 1], torch.float32))
+        cos, sin = (part[-1] for part in self._call(probe, layer_type, torch.tensor([0, 1]), torch.float32))
         columns = torch.atan2(sin, cos).sub(marks[:, None]).abs().argmin(dim=0)
         scale = float(torch.hypot(cos, sin).mean())
         self.register_buffer(_buffer_name(layer_type, "frequency_of_column"), columns, persistent=False)
         plan = _Plan(_Length.COMPUTED, limit, rows, rope_type, scale)
 
-        positions = [0, 1, limit // 2, 2 * limit]
+        positions = torch.tensor([0, 1, limit // 2, 2 * limit])
         expected = self._evaluate(layer_type, positions, torch.float32)
-        found = self._compute(plan, layer_type, torch.tensor([positions], device=inv_freq.device))
+        found = self._compute(plan, layer_type, positions[None].to(inv_freq.device))
         # Angles grow with the position, and so does what one rounding of a frequency makes of them.
-        tolerance = max(1e-5, 2 * limit * 1e-6)
+        tolerance = max(1e-5, 2 * limit * 2.5e-7)
         if not all(torch.allclose(a[0], b, rtol=0.0, atol=tolerance) for a, b in zip(found, expected, strict=True)):
             raise ValueError(
-                f"{self._upstream_name()}: rope_type {rope_type!r} does not grow as transformers.modeling_rope_utils says"
+                f"{self._upstream_name()}: rope_type {rope_type!r} does not grow as modeling_rope_utils says"
             )
         return plan
 
@@ -243,27 +254,31 @@ class PrecomputedRotary(nn.Module):
         probe.__dict__["_non_persistent_buffers_set"] = set(self._non_persistent_buffers_set)
         return probe
 
-    def _evaluate(self, layer_type: str | None, positions: list[int], dtype: torch.dtype) -> CosSin:
-        """Upstream's cos and sin ``[len(positions), R]`` for one row, from an untouched copy."""
+    def _evaluate(self, layer_type: str | None, positions: Tensor, dtype: torch.dtype) -> CosSin:
+        """Upstream's cos and sin ``[N, R]`` for one row of positions ``[N]``, from an untouched copy."""
         return self._call(self._probe(), layer_type, positions, dtype)
 
-    def _call(self, probe: "PrecomputedRotary", layer_type: str | None, positions: list[int], dtype: torch.dtype) -> CosSin:
+    def _call(
+        self, probe: "PrecomputedRotary", layer_type: str | None, positions: Tensor, dtype: torch.dtype
+    ) -> CosSin:
         device = next((buffer.device for buffer in self.buffers()), torch.device("cpu"))
         if device.type == "meta":
             raise ValueError(f"{self._upstream_name()}: is on the meta device; load the model before transforming it")
         keywords = {} if layer_type is None else {"layer_type": layer_type}
         with torch.no_grad():
-            result: Any = super(PrecomputedRotary, probe).forward(  # type: ignore[misc]
-                torch.zeros((1, 1), dtype=dtype, device=device), torch.tensor([positions], device=device), **keywords
+            result: Any = super(PrecomputedRotary, probe).forward(
+                torch.zeros((1, 1), dtype=dtype, device=device), positions[None].to(device), **keywords
             )
         if not isinstance(result, (tuple, list)) or len(result) != 2:
             raise TypeError(f"{self._upstream_name()}: forward returns {_describe(result)}, not a (cos, sin) pair")
         for part in result:
             if not isinstance(part, Tensor) or not part.is_floating_point() or part.dim() != 3:
-                raise TypeError(f"{self._upstream_name()}: forward returns {_describe(result)}, not real cos and sin [B, S, R]")
+                raise TypeError(
+                    f"{self._upstream_name()}: forward returns {_describe(result)}, not real cos and sin [B, S, R]"
+                )
             if part.shape[:2] != (1, len(positions)):
                 raise TypeError(
-                    f"{self._upstream_name()}: cos and sin are {tuple(part.shape)}, not indexed by [1, {len(positions)}] positions"
+                    f"{self._upstream_name()}: for positions [1, {len(positions)}] cos and sin are {tuple(part.shape)}"
                 )
         cos, sin = result
         return cos[0], sin[0]

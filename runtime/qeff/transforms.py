@@ -1,7 +1,7 @@
 """Replaces upstream modules by their variants, in place and reversibly.
 
-A swap sets ``module.__class__``: the object, its parameters, buffers, hooks and attributes stay, and the variant's ``__init__`` never
-runs. ``__qeff_init__`` does, right after the swap, parents before children.
+A swap sets ``module.__class__``: the object, its parameters, buffers, hooks and attributes stay, and the variant's
+``__init__`` never runs. ``__qeff_init__`` does, right after the swap, parents before children.
 """
 
 import importlib
@@ -37,7 +37,7 @@ class UnsupportedFamilyError(ValueError):
 
 @dataclass(frozen=True)
 class _Change:
-    """What a hook did to one dictionary of a module: the names before, the names it added, what it replaced or removed."""
+    """What a hook did to one dictionary of a module: names before, names added, entries replaced or removed."""
 
     before: tuple[str, ...]
     added: tuple[str, ...]
@@ -128,9 +128,9 @@ class ModuleMappingTransform:
         mine = [module for module in model.modules() if any(swap.transform == cls.__name__ for swap in _swaps(module))]
         for module in mine:
             if _swaps(module)[-1].transform != cls.__name__:
+                later = _swaps(module)[-1].transform
                 raise RuntimeError(
-                    f"{cls.__name__}.undo: {type(module).__name__} was swapped by {_swaps(module)[-1].transform} since; "
-                    "undo that first"
+                    f"{cls.__name__}.undo: {type(module).__name__} was swapped by {later} since; undo that first"
                 )
         for module in reversed(mine):
             _take_back(module, cls.__name__)
@@ -155,7 +155,8 @@ class ModuleMappingTransform:
 class GeneratedMapping(MutableMapping[type[nn.Module], type[nn.Module]]):
     """Upstream class -> variant over all generated modules.
 
-    A look-up imports the generated module of the class's own family alone; to iterate, or to ask for the length, imports all.
+    A look-up imports the generated module of the class's own family alone; to iterate, or to ask for the length,
+    imports all.
 
     Args:
         attribute: the mapping's name in the generated modules.
@@ -207,7 +208,7 @@ class _GeneratedTransform(ModuleMappingTransform):
         assert isinstance(mapping, GeneratedMapping)
         index = _index()
         family = getattr(getattr(model, "config", None), "model_type", None)
-        if family in index.refused:
+        if isinstance(family, str) and family in index.refused:
             raise UnsupportedFamilyError(family, index.refused[family])
         if family is None or family in index.families:
             # The family's own module comes first: it also maps the classes that it took from another family.
