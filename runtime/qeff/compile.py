@@ -64,7 +64,8 @@ class CompilerNotInstalled(RuntimeError):
 class GraphDescription:
     """What compilation needs to know of an exported file.
 
-    `retained_names`: the KV inputs in graph order; `kv_dtype`: "float32", "float16" or "bfloat16".
+    `retained_names`: the KV inputs in graph order; `kv_dtype`: "float32", "float16" or "bfloat16"; `rope_rows`:
+    positions that the rotary tables hold, None without tables.
     """
 
     path: Path
@@ -72,6 +73,7 @@ class GraphDescription:
     kv_dtype: str
     continuous_batching: bool
     comp_ctx_lengths: bool
+    rope_rows: int | None
     config: Mapping[str, Any]
     transforms: tuple[str, ...]
 
@@ -115,6 +117,8 @@ class CompileOptions:
                 raise TypeError(f"compiler option {name}={value!r} must be a string, a number or a bool")
         if self.prefill_seq_len > self.ctx_len:
             raise ValueError(f"prefill_seq_len={self.prefill_seq_len} exceeds ctx_len={self.ctx_len}")
+        if graph.rope_rows is not None and self.ctx_len > graph.rope_rows:
+            raise ValueError(f"ctx_len={self.ctx_len} exceeds the {graph.rope_rows} positions of the rotary tables")
         if graph.continuous_batching and self.full_batch_size is None:
             raise TypeError("a model exported with continuous_batching=True needs full_batch_size")
         if not graph.continuous_batching and self.full_batch_size is not None:

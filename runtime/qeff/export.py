@@ -42,7 +42,7 @@ FORMAT = 1
 METADATA_KEY = "regraft"
 
 # Modules of this package that leave no trace in the graph; the text of all others counts into the hash.
-_HOST_SIDE = frozenset({"__init__", "auto_model", "compile", "generation", "session"})
+_HOST_SIDE = frozenset({"__init__", "auto_model", "compile", "generation", "runners", "session"})
 
 
 @dataclass(frozen=True)
@@ -359,9 +359,20 @@ def _ancestors(node: Any, producer: Mapping[str, Any]) -> set[int]:
     return found
 
 
+# What the TorchScript exporter says about things that are known to be right here: (message, module it is raised in).
+_HARMLESS_WARNINGS = (
+    ("You are using the legacy TorchScript-based ONNX export", ""),
+    # torch.tensor() of Python numbers: the lowest score, a config's length.
+    ("torch.tensor results are registered as constants", r"runtime\.qeff\.masks|transformers\.modeling_rope_utils"),
+    # Padding reads the last row of the rotary tables: one index, so a Gather, which takes negative indices.
+    ("Exporting aten::index operator of advanced indexing", ""),
+)
+
+
 @contextlib.contextmanager
 def _without_harmless_warnings() -> Iterator[None]:
-    """Silence what the TorchScript exporter always says; anything else stays visible."""
+    """Silence `_HARMLESS_WARNINGS`; anything else the tracer says stays visible."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="You are using the legacy TorchScript-based ONNX export")
+        for message, module in _HARMLESS_WARNINGS:
+            warnings.filterwarnings("ignore", message=message, module=module)
         yield

@@ -6,7 +6,6 @@ in width, and some layers share another layer's buffer. One tiny forward shows w
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,19 +83,13 @@ def rope_lengths(model: nn.Module) -> RopeLengths:
     where upstream's `prepare_inputs_for_generation` drops the cache at the original length, False if absent).
     """
     rotaries = [module for module in model.modules() if isinstance(module, PrecomputedRotary)]
-    rows = [count for module in rotaries for count in _table_rows(module)]
+    rows = [plan.rows for module in rotaries for plan in module._qeff_plans.values() if plan.rows is not None]
     changes = [module.length_dependent_from for module in rotaries if module.length_dependent_from is not None]
     return RopeLengths(
         rows=min(rows, default=None),
         changes_above=min(changes, default=None),
         recompute=bool(getattr(model, "qeff_recompute_past_beyond_original_length", False)),
     )
-
-
-def _table_rows(rotary: nn.Module) -> Iterator[int]:
-    for name, buffer in rotary.named_buffers(recurse=False):
-        if name.endswith("cos_cached"):
-            yield buffer.shape[0]
 
 
 def vocab_size(model: Any) -> int:
