@@ -6,10 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from runtime.qeff.masks import mask_scores
+from runtime.qeff.tracing import static_indices, static_size
 
 
 def repeat_kv(hidden_states: Tensor, n_rep: int) -> Tensor:
-    """Repeats every KV head for the query heads that share it.
+    """Repeats every KV head for the query heads that share it, as ``repeat_interleave(n_rep, dim=1)`` does.
+
+    One Gather in an exported graph; upstream's expand and reshape become some thirty nodes that compute shapes.
 
     Args:
         hidden_states: ``[B, Hkv, T, D]``.
@@ -19,9 +22,9 @@ def repeat_kv(hidden_states: Tensor, n_rep: int) -> Tensor:
     """
     if n_rep == 1:
         return hidden_states
-    batch, heads, length, head_dim = hidden_states.shape
-    shared = hidden_states[:, :, None, :, :].expand(batch, heads, n_rep, length, head_dim)
-    return shared.reshape(batch, heads * n_rep, length, head_dim)
+    heads = static_size(hidden_states, 1)
+    shared = [head for head in range(heads) for _ in range(n_rep)]
+    return hidden_states.index_select(1, static_indices(shared, hidden_states.device))
 
 
 def eager_attention_forward(

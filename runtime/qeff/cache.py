@@ -12,10 +12,35 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from runtime.qeff.ops import ctx_gather, ctx_gather_cb, ctx_scatter, ctx_scatter_cb
-from runtime.qeff.tracing import values_are_known
+from runtime.qeff.tracing import static_size, values_are_known
 
 KeyValue = tuple[Tensor, Tensor]
 CacheArguments = Mapping[str, Any]
+
+
+class _Reads:
+    """The slots that a call reads: of one call's layers, only the first computes them during an export.
+
+    Outside an export they are computed every time; a caller may change its position ids in place between two calls.
+    """
+
+    def __init__(self) -> None:
+        self._recorded: tuple[Tensor, int, KeyValue] | None = None
+
+    def slots(self, position_ids: Tensor, length: Any, length_now: int) -> KeyValue:
+        """Slots ``[B, 1, L]``, and which of them are after the row's largest position, ``[B, 1, L, 1]``.
+
+        Args:
+            position_ids: ``[B, S]``.
+            length: ``L``, a traced size during an export.
+            length_now: ``L`` as a number; two layers share their slots if they agree in it.
+        """
+        if not torch.onnx.is_in_onnx_export():
+            self._recorded = None
+            return _slots_to_read(position_ids, length)
+        if self._recorded is None or self._recorded[0] is not position_ids or self._recorded[1] != length_now:
+            self._recorded = (position_ids, length_now, _slots_to_read(position_ids, length))
+        return self._recorded[2]
 
 
 class QEffDynamicLayer(CacheLayerMixin):  # type: ignore[misc]
@@ -24,6 +49,7 @@ class QEffDynamicLayer(CacheLayerMixin):  # type: ignore[misc]
     Args:
         ctx_len: slots of a buffer that is allocated by the first write; not needed where buffers are given.
         cache_batch_size: rows of such a buffer; by default those of the first states.
+        reads: shared by the layers of one cache.
     """
 
     is_compileable = False
@@ -32,13 +58,16 @@ class QEffDynamicLayer(CacheLayerMixin):  # type: ignore[misc]
     keys: Tensor | None
     values: Tensor | None
 
-    def __init__(self, ctx_len: int | None = None, cache_batch_size: int | None = None) -> None:
+    def __init__(
+        self, ctx_len: int | None = None, cache_batch_size: int | None = None, reads: _Reads | None = None
+    ) -> None:
         super().__init__()
+        self._reads = _Reads() if reads is None else reads
         self.ctx_len = ctx_len
         self.cache_batch_size = cache_batch_size
 
     @classmethod
-    def from_buffers(cls, keys: Tensor, values: Tensor) -> "QEffDynamicLayer":
+    def from_buffers(cls, keys: Tensor, values: Tensor, reads: _Reads | None = None) -> "QEffDynamicLayer":
         """Wraps ``[B, Hkv, C, Dk]`` and ``[B, Hkv, C, Dv]`` without copying.
 
         Raises:
@@ -53,7 +82,7 @@ class QEffDynamicLayer(CacheLayerMixin):  # type: ignore[misc]
                     f"past_key_values: a {name} buffer must be [batch, heads, ctx_len, head_dim], found "
                     f"{tuple(buffer.shape)}"
                 )
-        layer = cls()
+        layer = cls(reads=reads)
         layer.keys, layer.values = keys, values
         layer.dtype, layer.device = keys.dtype, keys.device
         layer.is_initialized = True
@@ -106,10 +135,10 @@ class QEffDynamicLayer(CacheLayerMixin):  # type: ignore[misc]
         """
         position_ids, batch_index = _addresses(cache_kwargs)
         keys, values = self.buffers()
-        length = _read_length(keys, cache_kwargs)
+        length, length_now = _read_length(keys, cache_kwargs)
         if values_are_known():
-            _check_length(position_ids, length, keys.shape[2])
-        indices, unused = _slots_to_read(position_ids, length)
+            _check_length(position_ids, length_now, keys.shape[2])
+        indices, unused = self._reads.slots(position_ids, length, length_now)
         if batch_index is None:
             key, value = ctx_gather(keys, indices), ctx_gather(values, indices)
         else:
@@ -153,6 +182,7 @@ class QEffDynamicCache(Cache):  # type: ignore[misc]
 
     def __init__(self, ctx_len: int | None = None, *, cache_batch_size: int | None = None) -> None:
         super().__init__(layers=[])
+        self._reads = _Reads()
         self.ctx_len = ctx_len
         self.cache_batch_size = cache_batch_size
 
@@ -183,7 +213,7 @@ class QEffDynamicCache(Cache):  # type: ignore[misc]
         for index, pair in enumerate(past_key_values):
             if not isinstance(pair, Sequence) or len(pair) != 2:
                 raise ValueError(f"past_key_values[{index}] must be a (key, value) pair")
-            cache.layers.append(QEffDynamicLayer.from_buffers(pair[0], pair[1]))
+            cache.layers.append(QEffDynamicLayer.from_buffers(pair[0], pair[1], cache._reads))
         return cache
 
     def to_legacy_cache(self) -> tuple[KeyValue, ...]:
@@ -210,7 +240,7 @@ class QEffDynamicCache(Cache):  # type: ignore[misc]
                 raise ValueError(
                     f"past_key_values has buffers for {len(self.layers)} layers, but layer {layer_idx} wants to use it"
                 )
-            self.layers.append(QEffDynamicLayer(self.ctx_len, self.cache_batch_size))
+            self.layers.append(QEffDynamicLayer(self.ctx_len, self.cache_batch_size, self._reads))
         return cast(QEffDynamicLayer, self.layers[layer_idx])
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> KeyValue:
@@ -278,12 +308,14 @@ def _addresses(cache_kwargs: CacheArguments | None) -> tuple[Tensor, Tensor | No
     return position_ids, cache_kwargs.get("batch_index")
 
 
-def _read_length(keys: Tensor, cache_kwargs: CacheArguments | None) -> Any:
-    """``L``; a traced size while exporting, so that the graph serves any length."""
+def _read_length(keys: Tensor, cache_kwargs: CacheArguments | None) -> tuple[Any, int]:
+    """``L``, a traced size while a graph is recorded, so that it serves any length; and ``L`` as a number."""
     limit = None if cache_kwargs is None else cache_kwargs.get("CCL")
     if limit is None:
-        return keys.shape[2]
-    return limit.shape[-1] if isinstance(limit, Tensor) and limit.dim() else limit
+        return keys.shape[2], static_size(keys, 2)
+    if isinstance(limit, Tensor):
+        return limit.shape[-1], static_size(limit, -1)
+    return limit, int(limit)
 
 
 def _slots_to_read(position_ids: Tensor, length: Any) -> tuple[Tensor, Tensor]:

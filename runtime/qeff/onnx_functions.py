@@ -47,8 +47,9 @@ def functions(opset_version: int) -> Mapping[str, Any]:
     # A pad (position < 0) must leave the buffer as it is, but ScatterND has to write something for every update. So a
     # pad repeats the write of the call's furthest token: same place, same values, whatever the order of the writes.
     # If the whole call is pads, that token is itself a pad, and slot 0 of its row is written with what it already
-    # holds. What can be is computed from `position_ids` rather than from the data, so that a runtime's common
-    # subexpression elimination shares it between all layers.
+    # holds.
+    # Of the data only the number of heads is asked for, a static size: the rest comes from the positions, so that a
+    # runtime's common subexpression elimination computes the indices once for all layers.
 
     @script(cloud, default_opset=op)
     def CtxScatter(data, position_ids, updates):  # type: ignore[no-untyped-def]
@@ -63,7 +64,7 @@ def functions(opset_version: int) -> Mapping[str, Any]:
         position = op.Cast(position_ids, to=_INT64)
         batch = op.Shape(position, start=0, end=1)
         seq = op.Shape(position, start=1, end=2)
-        heads = op.Shape(updates, start=1, end=2)
+        heads = op.Shape(data, start=1, end=2)
         live = op.GreaterOrEqual(position, zero)
         rows = op.Unsqueeze(op.Range(scalar_zero, op.Squeeze(batch), scalar_one), one)
 
@@ -103,7 +104,7 @@ def functions(opset_version: int) -> Mapping[str, Any]:
         position = op.Cast(position_ids, to=_INT64)
         batch = op.Shape(position, start=0, end=1)
         seq = op.Shape(position, start=1, end=2)
-        heads = op.Shape(updates, start=1, end=2)
+        heads = op.Shape(data, start=1, end=2)
         live = op.GreaterOrEqual(position, zero)
         rows = op.Cast(batch_index, to=_INT64)
 
@@ -134,7 +135,7 @@ def functions(opset_version: int) -> Mapping[str, Any]:
     @script(cloud, default_opset=op)
     def CtxGather(data, ctx_indices, comp_ctx_len):  # type: ignore[no-untyped-def]
         length = op.Reshape(op.Cast(comp_ctx_len, to=_INT64), op.Constant(value_ints=[1]))
-        grid = op.Concat(op.Shape(data, start=0, end=2), length, axis=0)
+        grid = op.Concat(op.Shape(ctx_indices, start=0, end=1), op.Shape(data, start=1, end=2), length, axis=0)
         indices = op.Expand(op.Cast(ctx_indices, to=_INT64), grid)
         return op.GatherND(data, op.Unsqueeze(indices, op.Constant(value_ints=[-1])), batch_dims=2)
 

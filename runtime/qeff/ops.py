@@ -17,19 +17,25 @@ NORM_DOMAIN = "com.qti.aisw.onnx"
 OPSET_VERSION = 1
 
 
-def _node(g: Any, name: str, like: Any, shape_rank: int | None, *inputs: Any, **attributes: Any) -> Any:
-    """Adds the operator ``name`` to the graph; the output has the element type of ``like``.
-
-    The traced sizes are forgotten on purpose: a size recorded here would be folded into the graph as a constant, and
-    the graph must serve every batch, sequence and context length.
-    """
+def _node(g: Any, name: str, *inputs: Any, **attributes: Any) -> Any:
+    """Adds the operator ``name`` to the graph; its output's type is still to be set."""
     from torch.onnx._internal.torchscript_exporter._globals import GLOBALS
 
     from runtime.qeff.onnx_functions import functions
 
-    value = g.onnxscript_op(functions(GLOBALS.export_onnx_opset_version)[name], *inputs, **attributes)
-    kind = like.type()
-    value.setType(kind if shape_rank is None else kind.with_sizes([None] * shape_rank))
+    return g.onnxscript_op(functions(GLOBALS.export_onnx_opset_version)[name], *inputs, **attributes)
+
+
+def _cache_node(g: Any, name: str, data: Any, *inputs: Any) -> Any:
+    """Adds a cache operator; of its output's sizes only the heads and the head dim are those of ``data``.
+
+    The others are left open on purpose: a traced size would be folded into the graph as a constant, and the graph must
+    serve every batch, sequence and context length.
+    """
+    value = _node(g, name, data, *inputs)
+    sizes = data.type().varyingSizes()
+    known = [None] * 4 if sizes is None else [None, sizes[1], None, sizes[3]]
+    value.setType(data.type().with_sizes(known))
     return value
 
 
@@ -55,7 +61,7 @@ class _CtxScatter(torch.autograd.Function):
 
     @staticmethod
     def symbolic(g: Any, data: Any, position_ids: Any, updates: Any) -> Any:
-        return _node(g, "CtxScatter", data, 4, data, position_ids, updates)
+        return _cache_node(g, "CtxScatter", data, position_ids, updates)
 
 
 class _CtxScatterCB(torch.autograd.Function):
@@ -65,7 +71,7 @@ class _CtxScatterCB(torch.autograd.Function):
 
     @staticmethod
     def symbolic(g: Any, data: Any, batch_index: Any, position_ids: Any, updates: Any) -> Any:
-        return _node(g, "CtxScatterCB", data, 4, data, batch_index, position_ids, updates)
+        return _cache_node(g, "CtxScatterCB", data, batch_index, position_ids, updates)
 
 
 class _CtxGather(torch.autograd.Function):
@@ -76,7 +82,7 @@ class _CtxGather(torch.autograd.Function):
 
     @staticmethod
     def symbolic(g: Any, data: Any, ctx_indices: Any, comp_ctx_len: Any) -> Any:
-        return _node(g, "CtxGather", data, 4, data, ctx_indices, comp_ctx_len)
+        return _cache_node(g, "CtxGather", data, ctx_indices, comp_ctx_len)
 
 
 class _CtxGatherCB(torch.autograd.Function):
@@ -88,7 +94,7 @@ class _CtxGatherCB(torch.autograd.Function):
 
     @staticmethod
     def symbolic(g: Any, data: Any, batch_index: Any, ctx_indices: Any, comp_ctx_len: Any) -> Any:
-        return _node(g, "CtxGatherCB", data, 4, data, batch_index, ctx_indices, comp_ctx_len)
+        return _cache_node(g, "CtxGatherCB", data, batch_index, ctx_indices, comp_ctx_len)
 
 
 def _length(ctx_indices: Tensor) -> Tensor:
@@ -178,7 +184,7 @@ class _RMSNorm(torch.autograd.Function):
                 "CustomRMSNorm: the hidden states and the weight must have one dtype to be exported, found "
                 f"{hidden_states.type().dtype()} and {weight.type().dtype()}"
             )
-        return _node(g, "CustomRMSNorm", hidden_states, None, hidden_states, weight, epsilon_f=epsilon)
+        return _node(g, "CustomRMSNorm", hidden_states, weight, epsilon_f=epsilon).setTypeAs(hidden_states)
 
 
 class _RMSNormCastLast(torch.autograd.Function):
@@ -188,7 +194,7 @@ class _RMSNormCastLast(torch.autograd.Function):
 
     @staticmethod
     def symbolic(g: Any, hidden_states: Any, weight: Any, epsilon: float) -> Any:
-        return _node(g, "CustomRMSNorm", hidden_states, None, hidden_states, weight, epsilon_f=epsilon)
+        return _node(g, "CustomRMSNorm", hidden_states, weight, epsilon_f=epsilon).setTypeAs(hidden_states)
 
 
 def rms_norm(hidden_states: Tensor, weight: Tensor, epsilon: float) -> Tensor:
