@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from runtime.qeff.ops import rms_norm, rms_norm_cast_last
+from runtime.qeff.tracing import static_size
 
 
 def _epsilon(module: nn.Module) -> float:
@@ -61,5 +62,5 @@ class UnitRMSNormAIC(CustomRMSNormAIC):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """``[..., N]`` -> ``[..., N]``."""
-        ones = torch.ones(hidden_states.shape[-1], dtype=torch.float32, device=hidden_states.device)
+        ones = torch.ones(static_size(hidden_states, -1), dtype=torch.float32, device=hidden_states.device)
         return rms_norm_cast_last(hidden_states, ones, _epsilon(self))

@@ -16,6 +16,7 @@ Upstream decides by the longest row of a batch and keeps the outcome in the modu
 import copy
 import enum
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -288,8 +289,22 @@ class PrecomputedRotary(nn.Module):
         if torch.onnx.is_in_onnx_export():
             # The exporter makes initialisers of what the state dict names, and inline constants of everything else.
             for name, buffer in self._buffers.items():
-                if buffer is not None and name.endswith(("cos_cached", "sin_cached")):
+                if buffer is not None and _is_table(name):
                     destination[prefix + name] = buffer if keep_vars else buffer.detach()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PrecomputedRotary":
+        """Moves the module as any other, but keeps the tables in float32: an angle's rounding is felt far away."""
+        tables = {name: buffer for name, buffer in self._buffers.items() if buffer is not None and _is_table(name)}
+        super()._apply(fn, recurse)
+        for name, table in tables.items():
+            moved = self._buffers[name]
+            assert moved is not None
+            self._buffers[name] = table.to(moved.device) if moved.dtype != table.dtype else moved
+        return self
+
+
+def _is_table(buffer_name: str) -> bool:
+    return buffer_name.endswith(("cos_cached", "sin_cached"))
 
 
 def _buffer_name(layer_type: str | None, name: str) -> str:
