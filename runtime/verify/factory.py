@@ -11,6 +11,7 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -77,10 +78,12 @@ def build(model_type: str, overrides: Overrides | None = None, seed: int = 0) ->
     Raises `CannotBuildError` where upstream refuses, `KeyError` for an unknown type.
     """
     config = tiny_config(model_type, overrides)
-    try:
-        model = model_class(model_type)._from_config(config, attn_implementation="eager")
-    except Exception as refusal:
-        raise CannotBuildError(f"model: {_message(refusal)}") from refusal
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # some vectors keep what upstream's initialisation draws
+        try:
+            model = model_class(model_type)._from_config(config, attn_implementation="eager")
+        except Exception as refusal:
+            raise CannotBuildError(f"model: {_message(refusal)}") from refusal
     model = typing.cast(nn.Module, model.float().eval())
     if count_weights(model) > _UNSHRUNK_WEIGHTS:
         raise CannotBuildError(f"model: {count_weights(model):,} weights; some size field is not shrunk")

@@ -39,6 +39,11 @@ class Reference:
     note: str = ""
 
     @property
+    def variety(self) -> int:
+        """Different tokens, summed over the rows."""
+        return sum(len(set(row)) for row in self.tokens.tolist())
+
+    @property
     def span(self) -> float:
         """The range of all reference logits, the unit of errors."""
         return float(self.logits.max() - self.logits.min())
@@ -80,7 +85,6 @@ def _checked(found: Reference) -> Reference:
 @torch.no_grad()
 def by_generate(model: nn.Module, prompts: Prompts, steps: int) -> Reference:
     """Upstream's own greedy `generate`, with its cache. No end token stops it, no processor touches the logits."""
-    generate: Any = model
     settings = GenerationConfig(
         do_sample=False,
         max_new_tokens=steps,
@@ -89,19 +93,16 @@ def by_generate(model: nn.Module, prompts: Prompts, steps: int) -> Reference:
         use_cache=True,
         pad_token_id=0,
     )
-    before = generate.generation_config
-    generate.generation_config = copy.deepcopy(settings)
     tokens, logits = [], []
-    try:
-        for row in prompts.rows:
-            ids = torch.tensor([row])
-            out = generate.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings)
-            if out.sequences.shape[1] != len(row) + steps:
-                raise RuntimeError(f"generated {out.sequences.shape[1] - len(row)} tokens instead of {steps}")
-            tokens.append(out.sequences[0, len(row) :])
-            logits.append(torch.stack([step[0].float() for step in out.logits]))
-    finally:
-        generate.generation_config = before
+    for row in prompts.rows:
+        fresh: Any = copy.deepcopy(model)  # dynamic rope remembers the longest sequence it saw
+        fresh.generation_config = copy.deepcopy(settings)
+        ids = torch.tensor([row])
+        out = fresh.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings)
+        if out.sequences.shape[1] != len(row) + steps:
+            raise RuntimeError(f"generated {out.sequences.shape[1] - len(row)} tokens instead of {steps}")
+        tokens.append(out.sequences[0, len(row) :])
+        logits.append(torch.stack([step[0].float() for step in out.logits]))
     return Reference(torch.stack(tokens), torch.stack(logits), Method.GENERATE)
 
 
@@ -113,10 +114,11 @@ def by_recompute(model: nn.Module, prompts: Prompts, steps: int) -> Reference:
     """
     tokens, logits = [], []
     for row in prompts.rows:
+        fresh = copy.deepcopy(model)
         sequence = list(row)
         chosen = []
         for _ in range(steps):
-            out = model(input_ids=torch.tensor([sequence]), use_cache=True)
+            out = fresh(input_ids=torch.tensor([sequence]), use_cache=True)
             last = out.logits[0, -1].float()
             chosen.append(last)
             sequence.append(int(last.argmax()))

@@ -1,0 +1,1 @@
+"""Numerical verification: tiny random models of upstream's families, and their variants, compared number by number."""

@@ -1,0 +1,100 @@
+"""A case made concrete: a tiny upstream model, prompts, and what upstream answers."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from runtime.verify import factory
+from runtime.verify.cases import Case
+from runtime.verify.prompts import DECODE_STEPS, Prompts, random_prompts
+from runtime.verify.reference import Reference, UpstreamFailsError, by_recompute, reference
+
+_ATTEMPTS = 8
+_SAFE_MARGIN = 2e-4
+"""Twice the tolerance of the torch stage: below it, equal tokens and logits within the tolerance do not imply each
+other.
+"""
+_ENOUGH_VARIETY = 8
+
+_BY_LENGTH = ("longrope", "dynamic")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is verified. `without_cache` is upstream's answer by recomputing everything, where it may differ: see
+    `prepare`.
+    """
+
+    family: str
+    case: Case
+    seed: int
+    prompts: Prompts
+    expected: Reference
+    without_cache: Reference | None = None
+
+    def model(self) -> nn.Module:
+        """A new, unmodified upstream model with the weights that the reference was made with."""
+        return factory.build(self.family, self.case.overrides, self.seed)[1]
+
+
+def prepare(family: str, case: Case, seed: int = 0) -> Subject:
+    """Asks unmodified upstream, with the first of a few seeds whose answer has neither a near tie nor too few
+    different tokens.
+
+    Rope whose frequencies depend on the sequence's length has two answers: with upstream's cache, where old keys keep
+    old frequencies, and without. Both are upstream's, and a family's own `generate` may mean either, so both are
+    kept. Raises `factory.CannotBuildError` and `reference.UpstreamFailsError`: upstream refuses the case.
+    """
+    best: tuple[tuple[bool, int], Subject] | None = None
+    for attempt in range(_ATTEMPTS):
+        current = seed + attempt
+        config, model = factory.build(family, case.overrides, current)
+        prompts = random_prompts(seed=current)
+        expected = reference(model, prompts)
+        subject = Subject(family, case, current, prompts, expected, _without_cache(config, model, prompts))
+        safe = float(expected.margins().min()) >= _SAFE_MARGIN
+        if safe and expected.variety >= _ENOUGH_VARIETY:
+            return subject
+        if best is None or (safe, expected.variety) > best[0]:
+            best = ((safe, expected.variety), subject)
+    if best is None:
+        raise AssertionError("no attempt was made")
+    return best[1]
+
+
+def _without_cache(config: Any, model: nn.Module, prompts: Prompts) -> Reference | None:
+    if not depends_on_length(config):
+        return None
+    return by_recompute(model, prompts, DECODE_STEPS)
+
+
+def depends_on_length(config: Any) -> bool:
+    """Whether some rope type of the text configuration changes its frequencies with the sequence's length."""
+    parameters = getattr(config.get_text_config(decoder=True), "rope_parameters", None)
+    if not isinstance(parameters, dict):
+        return False
+    sets = [value for value in parameters.values() if isinstance(value, dict)] or [parameters]
+    return any(one.get("rope_type") in _BY_LENGTH for one in sets)
+
+
+@torch.no_grad()
+def has_effect(subject: Subject) -> bool | None:
+    """Whether the case changes upstream's logits against the family's default with the same weights; None if those do
+    not fit.
+
+    A case without an effect is no evidence that the variant honours its field.
+    """
+    _, default = factory.build(subject.family, {}, subject.seed)
+    model = subject.model()
+    weights, others = model.state_dict(), default.state_dict()
+    if {n: w.shape for n, w in weights.items()} != {n: w.shape for n, w in others.items()}:
+        return None
+    default.load_state_dict(weights)
+    row = [*subject.prompts.rows[0], *subject.expected.tokens[0].tolist()]
+    try:
+        found, usual = (one(input_ids=torch.tensor([row])).logits for one in (model, default))
+    except Exception as failure:
+        raise UpstreamFailsError(f"forward: {type(failure).__name__}: {failure}") from failure
+    return not torch.allclose(found, usual, rtol=0.0, atol=1e-5 * subject.expected.span)
