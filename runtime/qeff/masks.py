@@ -23,7 +23,11 @@ def mask_scores(scores: Tensor, mask: Tensor) -> Tensor:
         mask: bool, broadcastable to ``scores``, True where a score is hidden.
     Returns:
         ``[B, H, S, T]`` of the dtype of ``scores``.
+    Raises:
+        TypeError: the mask is not boolean.
     """
+    if mask.dtype is not torch.bool:
+        raise TypeError(f"mask_scores: the mask must be bool, True where hidden, found {mask.dtype}")
     return scores.masked_fill(mask, torch.finfo(scores.dtype).min)
 
 
