@@ -2,51 +2,135 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import ast
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
 
 from codegen.derive import EmittedModule, derive
 from codegen.diagnostics import Diagnostic, Refused
 from codegen.discovery import Family
 from codegen.emit.module import render
+from codegen.fingerprint import fingerprint, methods
 from codegen.recognize.family import recognize
 from codegen.shared import shared_functions
 from codegen.source import Release
+from codegen.targets import TARGETS
 from codegen.targets.base import Target
 from codegen.upstream import UpstreamModule
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """What came of one upstream file for one target."""
+    """What came of one upstream file for one target; plain data that can cross processes."""
 
     path: str
     target: str
     generated: tuple[Family, ...]  # the families the text serves
     refused: tuple[tuple[Family, tuple[Diagnostic, ...]], ...]
     text: str | None = None
-    emitted: EmittedModule | None = None
+    rules: tuple[tuple[str, tuple[str, ...]], ...] = ()  # upstream class -> rules that changed it
+    methods: tuple[tuple[str, str], ...] = ()  # upstream method -> fingerprint
+    switches: tuple[str, ...] = ()  # config fields that the derived code branches on
+
+    @property
+    def stem(self) -> str:
+        return self.path.rsplit("/", 1)[-1].removesuffix(".py")
 
 
-def compile_file(release: Release, path: str, families: tuple[Family, ...], target: Target) -> Compiled:
+def compile_files(
+    release: Release,
+    families: Sequence[Family],
+    target: Target,
+    jobs: int = 1,
+    done: Callable[[Compiled], None] = lambda _: None,
+) -> list[Compiled]:
+    """Every upstream file that defines one of the families, in path order. ``done`` hears of each as it is finished."""
+    by_path: dict[str, list[Family]] = {}
+    for family in sorted(families):
+        by_path.setdefault(family.path, []).append(family)
+    work = [(release.text(path), path, tuple(members), target.name) for path, members in sorted(by_path.items())]
+    results: list[Compiled] = []
+    for compiled in _map(work, jobs):
+        done(compiled)
+        results.append(compiled)
+    return results
+
+
+def _map(work: list[tuple[str, str, tuple[Family, ...], str]], jobs: int) -> Iterable[Compiled]:
+    if jobs <= 1 or len(work) <= 1:
+        yield from (compile_text(*item) for item in work)
+        return
+    with ProcessPoolExecutor(max_workers=jobs) as pool:
+        yield from pool.map(compile_text, *zip(*work, strict=True), chunksize=2)
+
+
+def compile_text(text: str, path: str, families: tuple[Family, ...], target_name: str) -> Compiled:
     """One upstream file: heads that can be derived go into one text; the others carry their diagnostics."""
+    target = TARGETS[target_name]
     refused: list[tuple[Family, tuple[Diagnostic, ...]]] = []
     try:
-        module = UpstreamModule(path, release.text(path))
+        module = UpstreamModule(path, text)
     except Refused as error:
-        return Compiled(path, target.name, (), tuple((f, error.diagnostics) for f in families))
+        return Compiled(path, target_name, (), tuple((f, error.diagnostics) for f in families))
     accepted: list[Family] = []
+    alone: dict[str, EmittedModule | Refused] = {}  # by head class: types often share one
     for family in families:
-        try:
-            derive(module, recognize(module, ((family.model_type, family.head),)), target)
+        if family.head not in alone:
+            try:
+                alone[family.head] = derive(module, recognize(module, ((family.model_type, family.head),)), target)
+            except Refused as error:
+                alone[family.head] = error
+        outcome = alone[family.head]
+        if isinstance(outcome, Refused):
+            refused.append((family, outcome.diagnostics))
+        else:
             accepted.append(family)
-        except Refused as error:
-            refused.append((family, error.diagnostics))
     if not accepted:
-        return Compiled(path, target.name, (), tuple(refused))
+        return Compiled(path, target_name, (), tuple(refused))
     try:
-        emitted = derive(module, recognize(module, tuple((f.model_type, f.head) for f in accepted)), target)
-        local, shared = shared_functions(emitted)
-        text = render(emitted, local, shared)
+        emitted = _together(module, accepted, alone, target)
+        rendered = render(emitted, *shared_functions(emitted))
     except Refused as error:
-        return Compiled(path, target.name, (), (*refused, *((f, error.diagnostics) for f in accepted)))
-    return Compiled(path, target.name, tuple(accepted), tuple(refused), text, emitted)
+        return Compiled(path, target_name, (), (*refused, *((f, error.diagnostics) for f in accepted)))
+    return Compiled(
+        path,
+        target_name,
+        tuple(accepted),
+        tuple(refused),
+        rendered,
+        tuple((v.upstream, tuple(r.id for r in v.rules)) for v in emitted.variants),
+        _fingerprints(module, emitted),
+        _switches(module, emitted),
+    )
+
+
+def _together(
+    module: UpstreamModule, accepted: list[Family], alone: dict[str, EmittedModule | Refused], target: Target
+) -> EmittedModule:
+    """One module for all accepted families; what was derived for the only head is not derived again."""
+    heads = tuple((f.model_type, f.head) for f in accepted)
+    first = alone[accepted[0].head]
+    if len({head for _, head in heads}) == 1 and isinstance(first, EmittedModule):
+        return replace(first, family=replace(first.family, heads=heads))
+    return derive(module, recognize(module, heads), target)
+
+
+def _fingerprints(module: UpstreamModule, emitted: EmittedModule) -> tuple[tuple[str, str], ...]:
+    """Spelling-insensitive digests of the upstream methods that the variants were derived from or rely on."""
+    nodes = methods(module.ast)
+    found = {}
+    for where in sorted(emitted.methods_read):
+        node = nodes.get(where)
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found[where] = fingerprint(node)
+    return tuple(found.items())
+
+
+def _switches(module: UpstreamModule, emitted: EmittedModule) -> tuple[str, ...]:
+    try:
+        from codegen.recognize.switches import SwitchKind, config_switches
+    except ImportError:
+        return ()
+    found = config_switches(module.ast, emitted.family.reachable, [f.node.name.value for f in emitted.functions])
+    return tuple(sorted({s.field for s in found if s.kind is not SwitchKind.SIZE}))

@@ -22,7 +22,9 @@ def shared_functions(emitted: EmittedModule) -> tuple[list[DerivedFunction], dic
     for function in emitted.functions:
         name = function.node.name.value
         ours = library.get(name)
-        same = ours is not None and ours[1] == _meaning(code(docstring_removed(function.node).with_changes(decorators=[])))
+        same = ours is not None and ours[1] == _meaning(
+            code(docstring_removed(function.node).with_changes(decorators=[]))
+        )
         if ours is not None and same:
             shared[name] = ours[0]
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import TypeVar
@@ -14,13 +15,62 @@ _EMPTY = cst.Module([])
 Replacement = cst.CSTNode | cst.RemovalSentinel | cst.FlattenSentinel[cst.BaseStatement]
 
 
+# Fields that hold layout and punctuation: nothing the compiler reasons about, and most of a tree's nodes.
+_LAYOUT = (
+    "whitespace",
+    "leading_lines",
+    "lines_after",
+    "lpar",
+    "rpar",
+    "comma",
+    "header",
+    "footer",
+    "indent",
+    "dot",
+    "equal",
+    "colon",
+    "semicolon",
+    "lbracket",
+    "rbracket",
+    "lbrace",
+    "rbrace",
+    "trailing",
+    "asterisk",
+    "newline",
+)
+
+
+@cache
+def _fields(kind: type[cst.CSTNode]) -> tuple[str, ...]:
+    return tuple(
+        f.name for f in reversed(dataclasses.fields(kind)) if not f.name.startswith(_LAYOUT) and f.name != "encoding"
+    )
+
+
 def walk(node: cst.CSTNode) -> Iterator[cst.CSTNode]:
-    """The node and everything below it, in source order."""
+    """The node and everything below it but layout, in source order."""
     stack = [node]
     while stack:
         current = stack.pop()
         yield current
-        stack.extend(reversed(current.children))
+        for name in _fields(type(current)):
+            value = getattr(current, name)
+            if isinstance(value, cst.CSTNode):
+                stack.append(value)
+            elif isinstance(value, list | tuple):
+                stack.extend(v for v in reversed(value) if isinstance(v, cst.CSTNode))
+
+
+def below(node: cst.CSTNode) -> list[cst.CSTNode]:
+    """The node's direct children but layout, in source order."""
+    result: list[cst.CSTNode] = []
+    for name in reversed(_fields(type(node))):
+        value = getattr(node, name)
+        if isinstance(value, cst.CSTNode):
+            result.append(value)
+        elif isinstance(value, list | tuple):
+            result.extend(v for v in value if isinstance(v, cst.CSTNode))
+    return result
 
 
 def find(node: cst.CSTNode, kind: type[Node]) -> Iterator[Node]:
@@ -68,7 +118,7 @@ def names(node: cst.CSTNode) -> frozenset[str]:
             result.add(current.name.value)
             stack.extend(c for c in (current.default, current.annotation) if c is not None)
         else:
-            stack.extend(current.children)
+            stack.extend(below(current))
     return frozenset(result)
 
 

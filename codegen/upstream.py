@@ -14,6 +14,9 @@ from codegen.diagnostics import Diagnostic, Refused, Span
 from codegen.syntax import assignment, dotted, find, self_attribute, walk
 
 
+CROSS_FLAG = "is_cross_attention"
+
+
 @dataclass(frozen=True)
 class Import:
     """A module-level name that upstream imports: ``from module import original as name`` or ``import module``."""
@@ -57,6 +60,8 @@ class UpstreamModule:
         self.functions: dict[str, cst.FunctionDef] = {}
         self.constants: dict[str, cst.BaseExpression] = {}
         self.imports: dict[str, Import] = {}
+        self._submodules: dict[str, Mapping[str, tuple[str, ...]]] = {}
+        self._reachable: dict[tuple[str, str], tuple[Method, ...]] = {}
         self._index(self.tree.body)
 
     @property
@@ -137,6 +142,8 @@ class UpstreamModule:
 
     def reachable_methods(self, cls: str, start: str = "forward") -> tuple[Method, ...]:
         """The methods that run when ``start`` does: ``start`` first, then whatever it calls on ``self``."""
+        if (cls, start) in self._reachable:
+            return self._reachable[cls, start]
         found: dict[str, Method] = {}
         queue = [start]
         while queue:
@@ -149,7 +156,8 @@ class UpstreamModule:
                 target = self_attribute(call.func)
                 if target is not None:
                     queue.append(target)
-        return tuple(found.values())
+        self._reachable[cls, start] = tuple(found.values())
+        return self._reachable[cls, start]
 
     def class_named_by(self, value: cst.BaseExpression) -> tuple[str, ...]:
         """Classes of this file that an expression may instantiate: ``C(...)``, ``A(...) if x else B(...)``,
@@ -160,8 +168,19 @@ class UpstreamModule:
             if label in self.classes:
                 result.append(label)
             if isinstance(call.func, cst.Subscript) and isinstance(call.func.value, cst.Name):
-                result.extend(self.dispatch_table(call.func.value.value).values())
+                table = self.dispatch_table(call.func.value.value)
+                # an implementation table: the others hold the same weights and become the eager one's variant
+                result.extend([table["eager"]] if "eager" in table else table.values())
         return tuple(dict.fromkeys(result))
+
+    def _class_names(self, value: cst.BaseExpression) -> tuple[str, ...]:
+        """Classes named without a call: ``attention_class = Cross if is_cross else Own``."""
+        if isinstance(value, cst.IfExp):
+            if dotted(value.test) == CROSS_FLAG:
+                return self._class_names(value.orelse)  # a causal LM alone has nothing to cross-attend to
+            return (*self._class_names(value.body), *self._class_names(value.orelse))
+        label = dotted(value)
+        return (label,) if label in self.classes else ()
 
     def dispatch_table(self, name: str) -> Mapping[str, str]:
         """A module-level ``{"eager": C, ...}`` of classes of this file."""
@@ -191,11 +210,14 @@ class UpstreamModule:
 
     def submodules(self, cls: str) -> Mapping[str, tuple[str, ...]]:
         """Attribute -> classes of this file that it may hold, from every assignment in ``__init__``."""
+        if cls in self._submodules:
+            return self._submodules[cls]
         result: dict[str, tuple[str, ...]] = {}
         for owner in reversed(self.bases(cls)):
             for node in _members(self.classes[owner]):
                 if isinstance(node, cst.FunctionDef) and node.name.value == "__init__":
                     result.update(self._submodules_of_init(node))
+        self._submodules[cls] = result
         return result
 
     def _submodules_of_init(self, init: cst.FunctionDef) -> dict[str, tuple[str, ...]]:
@@ -209,6 +231,8 @@ class UpstreamModule:
                 for name in find(value, cst.Name):
                     classes = (*classes, *(c for c in locals_.get(name.value, ()) if c not in classes))
                 attribute = self_attribute(target)
+                if isinstance(target, cst.Name):
+                    classes = (*classes, *self._class_names(value))
                 if attribute is not None:
                     result[attribute] = (*result.get(attribute, ()), *classes)
                 elif isinstance(target, cst.Name) and classes:
@@ -238,9 +262,15 @@ class UpstreamModule:
             return Span(self.path)
         line, column = target.lineno, target.col_offset + 1
         owner, _, name = where.rpartition(".")
-        function = self.functions.get(where) or next(
-            (m for m in _members(self.classes[owner]) if isinstance(m, cst.FunctionDef) and m.name.value == name), None
-        ) if owner in self.classes or where in self.functions else None
+        function = (
+            self.functions.get(where)
+            or next(
+                (m for m in _members(self.classes[owner]) if isinstance(m, cst.FunctionDef) and m.name.value == name),
+                None,
+            )
+            if owner in self.classes or where in self.functions
+            else None
+        )
         if node is None or function is None or not any(n is node for n in walk(function)):
             return Span(self.path, line, column)
         wrapper = MetadataWrapper(cst.Module([function]), unsafe_skip_copy=True)
@@ -252,9 +282,7 @@ class UpstreamModule:
         body: list[ast.stmt] = self.ast.body
         found: ast.FunctionDef | ast.ClassDef | None = None
         for part in where.split("."):
-            found = next(
-                (n for n in body if isinstance(n, ast.FunctionDef | ast.ClassDef) and n.name == part), None
-            )
+            found = next((n for n in body if isinstance(n, ast.FunctionDef | ast.ClassDef) and n.name == part), None)
             if found is None:
                 return None
             body = found.body

@@ -86,9 +86,7 @@ def carriers(module: UpstreamModule, head: str) -> tuple[Carrier, ...]:
     backbones = [c.name for c in result if c.role is Role.BACKBONE]
     below = {c for b in backbones for c in reachable_classes(module, b)}
     return tuple(
-        Carrier(c.name, Role.WRAPPER, c.calls)
-        if c.role is Role.LAYER and c.name not in below and c.name != head
-        else c
+        Carrier(c.name, Role.WRAPPER, c.calls) if c.role is Role.LAYER and c.name not in below and c.name != head else c
         for c in result
     )
 
@@ -107,9 +105,7 @@ def _on_path(module: UpstreamModule, head: str, writers: set[str]) -> set[str]:
     return result
 
 
-def _role(
-    module: UpstreamModule, name: str, head: str, writers: set[str], calls: dict[str, tuple[str, ...]]
-) -> Role:
+def _role(module: UpstreamModule, name: str, head: str, writers: set[str], calls: dict[str, tuple[str, ...]]) -> Role:
     if name == head:
         return Role.HEAD
     if name in writers:

@@ -27,7 +27,11 @@ def rotary(module: UpstreamModule, cls: str) -> RotaryFact | Diagnostic | None:
         and len(returned[0].elements) == 2
         and ["cos", "sin"] == [next(iter(sorted(names(e.value) & {"cos", "sin"})), "") for e in returned[0].elements]
     )
-    if pair and labels in (("x", "position_ids"), ("x", "position_ids", "layer_type")) and "ndim" not in code(method.node):
+    if (
+        pair
+        and labels in (("x", "position_ids"), ("x", "position_ids", "layer_type"))
+        and "ndim" not in code(method.node)
+    ):
         return RotaryFact(cls, where)
     return Diagnostic(
         module.span(where),

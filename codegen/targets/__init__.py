@@ -1,1 +1,6 @@
 """The targets: each is an ordered pipeline of rules, visible as a list, and the names its output uses."""
+
+from codegen.targets.base import Target
+from codegen.targets.qeff import QEFF
+
+TARGETS: dict[str, Target] = {QEFF.name: QEFF}

@@ -6,7 +6,7 @@ import libcst as cst
 
 from codegen.ir import Role
 from codegen.rules.base import Case, Edit, Edits, Match, NotApplicable, Site
-from codegen.syntax import assignment, code, every_statement, expression, find, names, parameters, walk
+from codegen.syntax import assignment, below, code, every_statement, expression, find, names, parameters, walk
 
 MASK = "attention_mask"
 
@@ -60,9 +60,9 @@ def eager(q, attention_mask):
 
     def match(self, site: Site) -> Match:
         function = site.function
-        masks = {name for name in parameters(function) if name == MASK}
-        if not masks:
+        if MASK not in parameters(function):
             return NotApplicable()
+        masks = {name for name in parameters(function) if name.endswith(MASK)}  # encoder_attention_mask adds likewise
         edits: list[Edit] = []
         known: set[int] = set()  # nodes in which a mask's name is understood
         for node in walk(function.body):
@@ -91,8 +91,11 @@ def eager(q, attention_mask):
             for name in _reads(line):
                 if name.value in masks and id(name) not in known:
                     return site.refusal(
-                        self.id, name, "the mask added to the scores, sliced, tested for None, or handed on",
-                        f"`{_around(line, name)}`", "teach rules/qeff/additive_mask.py this use of the mask",
+                        self.id,
+                        name,
+                        "the mask added to the scores, sliced, tested for None, or handed on",
+                        f"`{_around(line, name)}`",
+                        "teach rules/qeff/additive_mask.py this use of the mask",
                     )
         return Edits(edits, {"mask_scores": "runtime.qeff.masks"}) if edits else NotApplicable()
 
@@ -126,7 +129,7 @@ def _bare_names(node: cst.CSTNode) -> list[cst.Name]:
         elif isinstance(current, cst.Attribute | cst.Arg):
             stack.append(current.value)
         else:
-            stack.extend(current.children)
+            stack.extend(below(current))
     return result
 
 

@@ -69,11 +69,19 @@ class CaseAttention:
             bound = assignment(line)
             if bound is not None and isinstance(bound[0], cst.Name):
                 target, value = bound[0].value, bound[1]
-                if isinstance(value, cst.Call) and dotted(value.func) == f"{TABLE}.get_interface" and len(value.args) == 2:
+                if (
+                    isinstance(value, cst.Call)
+                    and dotted(value.func) == f"{TABLE}.get_interface"
+                    and len(value.args) == 2
+                ):
                     eager[target] = code(value.args[1].value)
                     edits.append(Edit(line, cst.RemoveFromParent()))
                     handled += 1
-                elif isinstance(value, cst.Name) and value.value in site.module.functions and _looked_up(function, target):
+                elif (
+                    isinstance(value, cst.Name)
+                    and value.value in site.module.functions
+                    and _looked_up(function, target)
+                ):
                     eager[target] = value.value
                     edits.append(Edit(line, cst.RemoveFromParent()))
             elif isinstance(line, cst.If) and _only_looks_up(line):
@@ -82,8 +90,11 @@ class CaseAttention:
         used = sum(1 for n in find(function.body, cst.Name) if n.value == TABLE)
         if handled != used or not eager:
             return site.refusal(
-                self.id, function, f"`interface = {TABLE}.get_interface(implementation, eager_function)`",
-                f"{TABLE} used in another way", "teach rules/qeff/attention_dispatch.py this form",
+                self.id,
+                function,
+                f"`interface = {TABLE}.get_interface(implementation, eager_function)`",
+                f"{TABLE} used in another way",
+                "teach rules/qeff/attention_dispatch.py this form",
             )
         removed = {id(e.node) for e in edits}
         for line in every_statement(function.body):
@@ -107,5 +118,6 @@ def _only_looks_up(branch: cst.If) -> bool:
 
 def _looked_up(function: cst.FunctionDef, target: str) -> bool:
     return any(
-        isinstance(line, cst.If) and _only_looks_up(line) and target in names(line.body) for line in every_statement(function.body)
+        isinstance(line, cst.If) and _only_looks_up(line) and target in names(line.body)
+        for line in every_statement(function.body)
     )

@@ -96,7 +96,9 @@ def _with_parameters(params: cst.Parameters, new: list[str]) -> cst.Parameters:
 def _defaulted(params: object) -> list[cst.Param]:
     """Existing parameters with plain commas, so that new ones can follow."""
     assert isinstance(params, tuple | list)
-    return [p.with_changes(comma=cst.MaybeSentinel.DEFAULT, whitespace_after_param=cst.SimpleWhitespace("")) for p in params]
+    return [
+        p.with_changes(comma=cst.MaybeSentinel.DEFAULT, whitespace_after_param=cst.SimpleWhitespace("")) for p in params
+    ]
 
 
 def _positional(site: Site, callee: str, call: cst.Call) -> frozenset[str]:

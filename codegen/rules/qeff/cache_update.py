@@ -50,7 +50,14 @@ class CaseAttention:
         for call in find(site.function.body, cst.Call):
             if is_cache_update(call):
                 address = cst.Arg(expression(ADDRESS))
-                edits.append(Edit(call, call.with_changes(args=[*(a.with_changes(comma=cst.MaybeSentinel.DEFAULT) for a in call.args[:3]), address])))
+                edits.append(
+                    Edit(
+                        call,
+                        call.with_changes(
+                            args=[*(a.with_changes(comma=cst.MaybeSentinel.DEFAULT) for a in call.args[:3]), address]
+                        ),
+                    )
+                )
                 for old in call.args[3:]:
                     dropped |= names(old.value)
         if not edits:
@@ -58,6 +65,11 @@ class CaseAttention:
         # an address that upstream built for its own caches is no longer read
         for line in every_statement(site.function.body):
             bound = assignment(line)
-            if bound is not None and isinstance(bound[0], cst.Name) and bound[0].value in dropped and isinstance(bound[1], cst.Dict):
+            if (
+                bound is not None
+                and isinstance(bound[0], cst.Name)
+                and bound[0].value in dropped
+                and isinstance(bound[1], cst.Dict)
+            ):
                 edits.append(Edit(line, cst.RemoveFromParent()))
         return Edits(edits)

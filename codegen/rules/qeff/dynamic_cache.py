@@ -41,7 +41,10 @@ class CaseModel:
             if isinstance(line, cst.If) and f"{CACHE} is None" in code(line.test) and _makes_cache(line):
                 if edits:
                     return site.refusal(
-                        self.id, line, "one place where the cache is made", "a second one",
+                        self.id,
+                        line,
+                        "one place where the cache is made",
+                        "a second one",
                         "teach rules/qeff/dynamic_cache.py which of them is the causal cache",
                     )
                 new = statement(f"{CACHE} = QEffDynamicCache.from_legacy_cache({CACHE})")

@@ -112,8 +112,11 @@ class CaseExperts:
 
     def _refuse(self, site: Site, node: cst.CSTNode, found: str) -> Match:
         return site.refusal(
-            self.id, node, "a loop over hit experts that gathers tokens, applies weights[expert], and adds back",
-            found, "teach rules/qeff/expert_loop.py this step, or refuse the family",
+            self.id,
+            node,
+            "a loop over hit experts that gathers tokens, applies weights[expert], and adds back",
+            found,
+            "teach rules/qeff/expert_loop.py this step, or refuse the family",
         )
 
 
@@ -153,7 +156,11 @@ class _Plan:
             return self._append(line, out)
         if isinstance(line, cst.SimpleStatementLine) and len(line.body) == 1 and isinstance(line.body[0], cst.Expr):
             call = line.body[0].value
-            if isinstance(call, cst.Call) and isinstance(call.func, cst.Attribute) and call.func.attr.value == "index_add_":
+            if (
+                isinstance(call, cst.Call)
+                and isinstance(call.func, cst.Attribute)
+                and call.func.attr.value == "index_add_"
+            ):
                 self.output = code(call.func.value)
                 value = self._rewritten(call.args[2].value)
                 if isinstance(value, str):
@@ -174,10 +181,19 @@ class _Plan:
     def _rewritten(self, node: cst.CSTNode) -> cst.CSTNode | str:
         changes: dict[cst.CSTNode, cst.CSTNode] = {}
         for found in find(node, cst.BaseExpression):
-            if isinstance(found, cst.Call) and dotted(found.func) in LINEAR and len(found.args) in (2, 3) and self._of_expert(found.args[1].value):
+            if (
+                isinstance(found, cst.Call)
+                and dotted(found.func) in LINEAR
+                and len(found.args) in (2, 3)
+                and self._of_expert(found.args[1].value)
+            ):
                 self.used.add("expert_linear")
                 changes[found.func] = cst.Name("expert_linear")
-            elif isinstance(found, cst.BinaryOperation) and isinstance(found.operator, cst.MatrixMultiply) and self._of_expert(found.right):
+            elif (
+                isinstance(found, cst.BinaryOperation)
+                and isinstance(found.operator, cst.MatrixMultiply)
+                and self._of_expert(found.right)
+            ):
                 if any(isinstance(n, cst.Subscript) and self._gathers(n) for n in find(found.left, cst.Subscript)):
                     return f"`{code(found)}`"
                 self.used.add("expert_matmul")
@@ -192,7 +208,11 @@ class _Plan:
         for name in (self.token, self.position):
             if name is not None and name in names(result):
                 return f"`{code(node)}`"
-        if any(self.expert in names(n) for n in find(result, cst.Call) if dotted(n.func) not in ("expert_linear", "expert_matmul") and self._passes_expert(n)):
+        if any(
+            self.expert in names(n)
+            for n in find(result, cst.Call)
+            if dotted(n.func) not in ("expert_linear", "expert_matmul") and self._passes_expert(n)
+        ):
             return f"`{code(node)}`"
         return result
 

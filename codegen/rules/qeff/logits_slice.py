@@ -54,13 +54,20 @@ class CaseForCausalLM:
         slices: set[str] = set()
         for line in every_statement(function.body):
             bound = assignment(line)
-            if bound is not None and isinstance(bound[0], cst.Name) and isinstance(bound[1], cst.IfExp) and PARAMETER in names(bound[1]):
+            if (
+                bound is not None
+                and isinstance(bound[0], cst.Name)
+                and isinstance(bound[1], cst.IfExp)
+                and PARAMETER in names(bound[1])
+            ):
                 slices.add(bound[0].value)
                 edits.append(Edit(line, cst.RemoveFromParent()))
         sliced = [s for s in find(function.body, cst.Subscript) if _is_slice_of_positions(s, slices)]
         if len(sliced) != 1:
             return site.refusal(
-                self.id, function, "one `hidden_states[:, slice_indices, :]` before the output projection",
+                self.id,
+                function,
+                "one `hidden_states[:, slice_indices, :]` before the output projection",
                 "no `hidden_states[:, slice_indices, :]`" if not sliced else f"{len(sliced)} of them",
                 "teach rules/qeff/logits_slice.py how this head chooses positions",
             )
@@ -118,8 +125,11 @@ class CaseForCausalLM:
                 projections += [c for c in find(bound[1], cst.Call) if _is_projection(site, c)]
         if len(projections) != 1 or len(returned) != 1:
             return site.refusal(
-                self.id, function, "`logits = self.<projection>(hidden_states)` that the output returns as logits",
-                f"{len(projections)} such calls", "teach rules/qeff/logits_slice.py how this head makes its logits",
+                self.id,
+                function,
+                "`logits = self.<projection>(hidden_states)` that the output returns as logits",
+                f"{len(projections)} such calls",
+                "teach rules/qeff/logits_slice.py how this head makes its logits",
             )
         hidden = projections[0].args[0].value
         return Edits(
@@ -133,4 +143,8 @@ class CaseForCausalLM:
 
 def _is_projection(site: Site, call: cst.Call) -> bool:
     label = code(call.func)
-    return label.startswith("self.") and len(call.args) == 1 and label.removeprefix("self.") in site.module.attributes(site.cls)
+    return (
+        label.startswith("self.")
+        and len(call.args) == 1
+        and label.removeprefix("self.") in site.module.attributes(site.cls)
+    )

@@ -36,7 +36,10 @@ class CaseForCausalLM:
         return Output(logits=logits)
 """,
         ),
-        Case("class CaseForCausalLM:\n    def forward(self, x):\n        return Output(logits=x)\n", "CaseForCausalLM.forward"),
+        Case(
+            "class CaseForCausalLM:\n    def forward(self, x):\n        return Output(logits=x)\n",
+            "CaseForCausalLM.forward",
+        ),
     )
 
     def match(self, site: Site) -> Match:
@@ -68,7 +71,11 @@ class CaseForCausalLM:
                 left = names(line) & {INPUT}
                 if left and not any(id(n) in removed for n in find(line, cst.CSTNode)):
                     return site.refusal(
-                        self.id, line, "labels used for the loss alone", f"`{code(line)}`", "teach rules/qeff/loss.py this use"
+                        self.id,
+                        line,
+                        "labels used for the loss alone",
+                        f"`{code(line)}`",
+                        "teach rules/qeff/loss.py this use",
                     )
         return Edits(edits)
 
@@ -92,7 +99,8 @@ def _only_for_loss(branch: cst.If) -> bool:
 
 def _inside(function: cst.FunctionDef, line: cst.BaseStatement, removed: set[int]) -> bool:
     return any(
-        id(outer) in removed and any(inner is line for inner in every_statement(outer)) for outer in every_statement(function.body)
+        id(outer) in removed and any(inner is line for inner in every_statement(outer))
+        for outer in every_statement(function.body)
     )
 
 

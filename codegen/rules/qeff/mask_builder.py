@@ -79,7 +79,9 @@ class CaseModel:
                 continue
             understood.add(id(call.func))
             spread = [a for a in call.args if a.star == "**"]
-            if any(not isinstance(a.value, cst.Name) for a in spread) or any(a.keyword is None and not a.star for a in call.args):
+            if any(not isinstance(a.value, cst.Name) for a in spread) or any(
+                a.keyword is None and not a.star for a in call.args
+            ):
                 return self._refuse(site, call)
             tables |= {a.value.value for a in spread if isinstance(a.value, cst.Name)}
             if not spread:
@@ -100,8 +102,11 @@ class CaseModel:
     def _refuse(self, site: Site, node: cst.CSTNode) -> Match:
         line = next((s for s in every_statement(site.function.body) if any(n is node for n in _deep(s))), site.function)
         return site.refusal(
-            self.id, node, "a mask factory called with keywords, or with one ** table built in this method",
-            f"`{code(node) if isinstance(node, cst.Call) else code(line)}`", "teach rules/qeff/mask_builder.py this call",
+            self.id,
+            node,
+            "a mask factory called with keywords, or with one ** table built in this method",
+            f"`{code(node) if isinstance(node, cst.Call) else code(line)}`",
+            "teach rules/qeff/mask_builder.py this call",
         )
 
 
@@ -128,10 +133,14 @@ def _position_call(call: cst.Call) -> cst.Call:
 
 def _with_entries(table: cst.Dict) -> cst.Dict:
     present = {
-        str(e.key.evaluated_value) for e in table.elements if isinstance(e, cst.DictElement) and isinstance(e.key, cst.SimpleString)
+        str(e.key.evaluated_value)
+        for e in table.elements
+        if isinstance(e, cst.DictElement) and isinstance(e.key, cst.SimpleString)
     }
     new = [
-        cst.DictElement(cst.SimpleString(f'"{key}"'), cst.Name(value)) for key, value in NEEDED.items() if key not in present
+        cst.DictElement(cst.SimpleString(f'"{key}"'), cst.Name(value))
+        for key, value in NEEDED.items()
+        if key not in present
     ]
     plain = [e.with_changes(comma=cst.MaybeSentinel.DEFAULT) for e in table.elements]
     return table.with_changes(elements=[*plain, *new])

@@ -55,22 +55,33 @@ class CaseModel:
         counted: dict[str, cst.BaseStatement] = {}
         for line in every_statement(function.body):
             bound = assignment(line)
-            if id(line) not in inside and bound is not None and isinstance(bound[0], cst.Name) and LENGTH in code(bound[1]):
+            if (
+                id(line) not in inside
+                and bound is not None
+                and isinstance(bound[0], cst.Name)
+                and LENGTH in code(bound[1])
+            ):
                 counted[bound[0].value] = line
         dead = {e.node for e in edits} | set(counted.values())
         for name, line in counted.items():
             for other in _simple_lines(function, dead):
                 if name in names(other):
                     return site.refusal(
-                        self.id, other, "nothing that depends on the cache's length but default positions",
-                        f"`{code(other)}`", "the length of a fixed buffer says nothing of the tokens seen; derive it from position_ids",
+                        self.id,
+                        other,
+                        "nothing that depends on the cache's length but default positions",
+                        f"`{code(other)}`",
+                        "the length of a fixed buffer says nothing of the tokens seen; derive it from position_ids",
                     )
             edits.append(Edit(line, cst.RemoveFromParent()))
         for line in _simple_lines(function, dead):
             if LENGTH in {a.attr.value for a in find(line, cst.Attribute)} and "isinstance" not in names(line):
                 return site.refusal(
-                    self.id, line, "nothing that depends on the cache's length but default positions",
-                    f"`{code(line)}`", "the length of a fixed buffer says nothing of the tokens seen; derive it from position_ids",
+                    self.id,
+                    line,
+                    "nothing that depends on the cache's length but default positions",
+                    f"`{code(line)}`",
+                    "the length of a fixed buffer says nothing of the tokens seen; derive it from position_ids",
                 )
         return Edits(edits) if edits else NotApplicable()
 
@@ -98,5 +109,3 @@ def _simple_lines(function: cst.FunctionDef, dead: set[cst.BaseStatement] | set[
         elif isinstance(line, cst.For):
             result.append(line.iter)
     return result
-
-

@@ -31,7 +31,10 @@ class CaseModel:
         return x + self.wpe(position_ids.clamp(min=0))
 """,
         ),
-        Case("class CaseModel:\n    def forward(self, x, position_ids):\n        return self.rotary(x, position_ids)\n", "CaseModel.forward"),
+        Case(
+            "class CaseModel:\n    def forward(self, x, position_ids):\n        return self.rotary(x, position_ids)\n",
+            "CaseModel.forward",
+        ),
     )
 
     def match(self, site: Site) -> Match:

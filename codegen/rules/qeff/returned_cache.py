@@ -28,7 +28,10 @@ class CaseModel:
         return Output(last_hidden_state=x, past_key_values=past_key_values.to_legacy_cache())
 """,
         ),
-        Case("class CaseModel:\n    def forward(self, x):\n        return Output(last_hidden_state=x)\n", "CaseModel.forward"),
+        Case(
+            "class CaseModel:\n    def forward(self, x):\n        return Output(last_hidden_state=x)\n",
+            "CaseModel.forward",
+        ),
     )
 
     def match(self, site: Site) -> Match:
