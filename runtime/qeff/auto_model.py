@@ -206,8 +206,8 @@ class QEFFAutoModelForCausalLM:
         which is what upstream's `generate` does for all other families.
 
         Raises TypeError for non-integer tensors and lengths, and ValueError for: input that is not 2-D, empty prompts,
-        masks with holes or of another shape, ids outside the vocabulary, lengths below 1, a `ctx_len` that cannot hold
-        prompt and continuation or exceeds the rotary tables, and an unknown `runtime`.
+        masks with holes or of another shape, ids outside the vocabulary, lengths below 1, a `ctx_len` or rotary tables
+        that cannot hold prompt and continuation, and an unknown `runtime`.
         """
         if runtime not in RUNTIMES:
             raise ValueError(f"unknown runtime {runtime!r}; choose one of {', '.join(map(repr, RUNTIMES))}")

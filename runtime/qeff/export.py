@@ -317,12 +317,16 @@ def _finish(path: Path, metadata: GraphMetadata) -> None:
     onnx.save(model, path)
 
 
+# Operators whose result is never their input's memory, whatever a runtime optimises; all others may pass it on.
+_COPYING = frozenset({"Gather", "GatherND", "GatherElements", "ScatterND", "Shape"})
+
+
 def shares_buffers(model: Any, kv_names: Sequence[str]) -> bool:
     """Whether each `X_RetainedState` may be written into the memory of input `X`.
 
-    It may if it comes from one ScatterND on `X` and all other uses of `X` either look at its shape only or lie before
-    that ScatterND, because it depends on them: nothing can then read `X` after it was overwritten. ONNX Runtime's
-    ScatterND copies its input unless input and output are one buffer.
+    It may if it comes from one ScatterND on `X` and whatever else reads `X`, or a possible view of it, lies before that
+    ScatterND because it depends on it, or looks at the shape only: nothing can then read `X` after it was overwritten.
+    ONNX Runtime's ScatterND copies its input unless input and output are one buffer.
     """
     import onnx
     from onnx.inliner import inline_local_functions
@@ -335,23 +339,38 @@ def shares_buffers(model: Any, kv_names: Sequence[str]) -> bool:
     producer = {name: node for node in nodes for name in node.output}
     for name in kv_names:
         scatter = producer.get(f"{name}_RetainedState")
-        while scatter is not None and scatter.op_type == "Identity":
-            scatter = producer.get(scatter.input[0])
         if scatter is None or scatter.op_type != "ScatterND" or scatter.input[0] != name:
             return False
         before = _ancestors(scatter, producer)
-        for node in nodes:
-            harmless = node is scatter or node.op_type == "Shape" or id(node) in before
-            if name in node.input and not harmless:
+        views = {name}
+        for node in nodes:  # in topological order
+            if views.isdisjoint(_reads(node)):
+                continue
+            if node is scatter:
+                if not views.isdisjoint(node.input[1:]):
+                    return False
+            elif node.op_type != "Shape" and id(node) not in before:
                 return False
+            if node.op_type not in _COPYING:
+                views.update(node.output)
     return True
+
+
+def _reads(node: Any) -> set[str]:
+    """The names that a node reads, inside its subgraphs too."""
+    names = set(node.input)
+    for attribute in node.attribute:
+        for graph in (attribute.g, *attribute.graphs):
+            for inner in graph.node:
+                names |= _reads(inner)
+    return names
 
 
 def _ancestors(node: Any, producer: Mapping[str, Any]) -> set[int]:
     found: set[int] = set()
     pending = [node]
     while pending:
-        for name in pending.pop().input:
+        for name in _reads(pending.pop()):
             origin = producer.get(name)
             if origin is not None and id(origin) not in found:
                 found.add(id(origin))
@@ -362,6 +381,10 @@ def _ancestors(node: Any, producer: Mapping[str, Any]) -> set[int]:
 # What the TorchScript exporter says about things that are known to be right here: (message, module it is raised in).
 _HARMLESS_WARNINGS = (
     ("You are using the legacy TorchScript-based ONNX export", ""),
+    (
+        "The feature will be removed. Please remove usage of this function",
+        r"torch\.onnx\._internal\.torchscript_exporter",
+    ),
     # torch.tensor() of Python numbers: the lowest score, a config's length.
     ("torch.tensor results are registered as constants", r"runtime\.qeff\.masks|transformers\.modeling_rope_utils"),
     # Padding reads the last row of the rotary tables: one index, so a Gather, which takes negative indices.

@@ -147,11 +147,11 @@ def check_lengths(
             f"generation_len={generation_len} feeds {generation_len - 1} more, so {needed} KV slots are needed; "
             f"pass ctx_len>={needed}, a shorter prompt or a smaller generation_len"
         )
-    if rope.rows is not None and ctx_len > rope.rows:
+    if rope.rows is not None and needed > rope.rows:
         raise ValueError(
-            f"ctx_len={ctx_len} exceeds the {rope.rows} positions of the model's rotary tables; pass "
-            f"ctx_len<={rope.rows}, or build the model with max_seq_len_cached>={ctx_len} if its rope is meant to "
-            "reach that far"
+            f"the longest prompt has {prompts.longest} tokens and generation_len={generation_len} feeds "
+            f"{generation_len - 1} more, but the model's rotary tables end after {rope.rows} positions; build the "
+            f"model with max_seq_len_cached>={needed} if its rope is meant to reach that far"
         )
 
 

@@ -28,8 +28,8 @@ class QEffOrtSession:
     """Runs one exported file on the CPU; `start` allocates KV buffers, `run` does one step with them.
 
     `threads` is ONNX Runtime's intra-op thread count; None leaves the choice to ONNX Runtime. Raises FileNotFoundError
-    where there is no file, ValueError for a file that `runtime.qeff` did not export (or another version did) and for KV
-    buffers of a dtype that ONNX Runtime has no CPU kernels for (bfloat16).
+    where there is no file, ValueError for a file that ONNX Runtime cannot load (not ONNX, damaged, or of a dtype that
+    it has no CPU kernels for, as bfloat16) and for one that `runtime.qeff` did not export, or another version did.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, threads: int | None = None) -> None:
@@ -40,7 +40,13 @@ class QEffOrtSession:
         options.log_severity_level = 3
         if threads is not None:
             options.intra_op_num_threads = threads
-        self._session = ort.InferenceSession(str(self.path), options, providers=["CPUExecutionProvider"])
+        try:
+            self._session = ort.InferenceSession(str(self.path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime's exceptions have no public base class
+            raise ValueError(
+                f"ONNX Runtime cannot load {self.path}: {error}\nIf it misses an implementation, the model's dtype has "
+                "no CPU kernels (bfloat16 has not): load the model with dtype=torch.float32 and export it again"
+            ) from error
         text = self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
         if text is None:
             raise ValueError(f"{self.path} was not exported by runtime.qeff: it has no metadata {METADATA_KEY!r}")
@@ -48,12 +54,6 @@ class QEffOrtSession:
         names = [value.name for value in self._session.get_inputs()], [v.name for v in self._session.get_outputs()]
         if names != (self.metadata.input_names, self.metadata.output_names):
             raise ValueError(f"{self.path} does not have the inputs and outputs that its metadata states: {names}")
-        for layer in self.metadata.layers:
-            if layer.dtype not in _NUMPY_DTYPES:
-                raise ValueError(
-                    f"{self.path} has {layer.dtype} KV buffers, which ONNX Runtime cannot compute with on the CPU; "
-                    "load the model with dtype=torch.float32"
-                )
         self._inputs: dict[str, Any] = {}
         self._outputs: dict[str, Any] = {}
         self._rows = self._ctx_len = 0
