@@ -105,13 +105,13 @@ def test_compute_context_length_is_the_width(builder: str) -> None:
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_what_positions_cannot_express_is_an_error(builder: str, change: dict[str, Any], message: str) -> None:
-    arguments = dict(
-        config=config(),
-        inputs_embeds=torch.zeros(1, 2, 16),
-        attention_mask=None,
-        past_key_values=QEffDynamicCache(ctx_len=4),
-        position_ids=torch.tensor([[0, 1]]),
-    )
+    arguments = {
+        "config": config(),
+        "inputs_embeds": torch.zeros(1, 2, 16),
+        "attention_mask": None,
+        "past_key_values": QEffDynamicCache(ctx_len=4),
+        "position_ids": torch.tensor([[0, 1]]),
+    }
     with pytest.raises(ValueError, match=message):
         getattr(masks, builder)(**{**arguments, **change})
 
@@ -203,7 +203,7 @@ def test_one_graph_serves_other_sizes() -> None:
     for slots, rows in ((6, [[4, 5, PAD, PAD]]), (11, [[9, 10], [PAD, PAD], [0, 1]]), (3, [[2]])):
         query = torch.randn(len(rows), 6, len(rows[0]), 5)
         key, value = torch.randn(len(rows), 3, slots, 5), torch.randn(len(rows), 3, slots, 7)
-        tensors = dict(query=query, position_ids=torch.tensor(rows), key=key, value=value)
+        tensors = {"query": query, "position_ids": torch.tensor(rows), "key": key, "value": value}
         for found, expected in zip(session(**tensors), module.eval()(*tensors.values()), strict=True):
             assert found.shape == expected.shape
             if expected.dtype == torch.bool:

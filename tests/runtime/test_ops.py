@@ -83,14 +83,14 @@ def sessions(request: pytest.FixtureRequest) -> dict[str, Session]:
     indices = torch.zeros(2, 1, 6, dtype=torch.int64)
     plain = {**AXES, "data": {0: "batch", 2: "ctx_len"}}
     cases = {
-        "CtxScatter": (Scatter(), plain, dict(data=data[:2], position_ids=positions, updates=updates)),
+        "CtxScatter": (Scatter(), plain, {"data": data[:2], "position_ids": positions, "updates": updates}),
         "CtxScatterCB": (
             ScatterCB(),
             AXES,
-            dict(data=data, batch_index=rows, position_ids=positions, updates=updates),
+            {"data": data, "batch_index": rows, "position_ids": positions, "updates": updates},
         ),
-        "CtxGather": (Gather(), plain, dict(data=data[:2], ctx_indices=indices)),
-        "CtxGatherCB": (GatherCB(), AXES, dict(data=data, batch_index=rows, ctx_indices=indices)),
+        "CtxGather": (Gather(), plain, {"data": data[:2], "ctx_indices": indices}),
+        "CtxGatherCB": (GatherCB(), AXES, {"data": data, "batch_index": rows, "ctx_indices": indices}),
     }
     made = {}
     for name, (module, axes, arguments) in cases.items():
