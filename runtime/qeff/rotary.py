@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from runtime.qeff.tracing import values_are_known
+from runtime.qeff.tracing import constants_are_meant, values_are_known
 
 logger = logging.getLogger(__name__)
 
@@ -149,9 +149,10 @@ class PrecomputedRotary(nn.Module):
         """cos and sin ``[B, S, R]`` with the frequencies that upstream's own formula gives for each row's length."""
         length = position_ids.amax(dim=1, keepdim=True) + 1
         keywords = {} if layer_type is None else {"layer_type": layer_type}
-        inv_freq, _ = ROPE_INIT_FUNCTIONS[plan.rope_type](
-            self.config, position_ids.device, seq_len=length, **keywords
-        )
+        with constants_are_meant():  # upstream makes tensors of the config's numbers
+            inv_freq, _ = ROPE_INIT_FUNCTIONS[plan.rope_type](
+                self.config, position_ids.device, seq_len=length, **keywords
+            )
         angles = position_ids[:, :, None].float() * inv_freq[:, None, :]
         columns: Tensor = getattr(self, _buffer_name(layer_type, "frequency_of_column"))
         return angles.cos()[..., columns] * plan.scale, angles.sin()[..., columns] * plan.scale
@@ -295,7 +296,7 @@ class PrecomputedRotary(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PrecomputedRotary":
         """Moves the module as any other, but keeps the tables in float32: an angle's rounding is felt far away."""
         tables = {name: buffer for name, buffer in self._buffers.items() if buffer is not None and _is_table(name)}
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, table in tables.items():
             moved = self._buffers[name]
             assert moved is not None

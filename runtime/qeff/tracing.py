@@ -19,18 +19,19 @@ def static_size(tensor: Tensor, dim: int) -> int:
     Only for sizes that are the same in every call, such as heads, or to compare two sizes; a batch, sequence or context
     length must not enter the graph this way.
     """
-    with _constants_are_meant():
+    with constants_are_meant():
         return int(tensor.shape[dim])
 
 
 def static_indices(indices: Sequence[int], device: torch.device) -> Tensor:
     """Indices that are the same in every call, as an int64 tensor; a constant of the graph while tracing."""
-    with _constants_are_meant():
+    with constants_are_meant():
         return torch.tensor(indices, dtype=torch.int64, device=device)
 
 
 @contextmanager
-def _constants_are_meant() -> Iterator[None]:
+def constants_are_meant() -> Iterator[None]:
+    """Silences the tracer's warnings about tensors that become constants of the graph."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
         yield
