@@ -153,7 +153,7 @@ class ModuleMappingTransform:
 
 
 class GeneratedMapping(MutableMapping[type[nn.Module], type[nn.Module]]):
-    """Upstream class -> variant over all generated modules.
+    """Upstream class -> variant over all generated modules, each with the classes of its own upstream module.
 
     A look-up imports the generated module of the class's own family alone; to iterate, or to ask for the length,
     imports all.
@@ -191,8 +191,9 @@ class GeneratedMapping(MutableMapping[type[nn.Module], type[nn.Module]]):
 
     def _complete(self) -> dict[type[nn.Module], type[nn.Module]]:
         complete: dict[type[nn.Module], type[nn.Module]] = {}
-        for generated_module in _index().modules.values():
-            complete.update(self.of(generated_module))
+        for upstream_module, generated_module in _index().modules.items():
+            mapping = self.of(generated_module)
+            complete.update({cls: mapping[cls] for cls in mapping if cls.__module__ == upstream_module})
         complete.update(self._registered)
         return complete
 
