@@ -24,6 +24,7 @@ import shutil
 import sys
 import uuid
 import warnings
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -335,25 +336,50 @@ def shares_buffers(model: Any, kv_names: Sequence[str]) -> bool:
     light.CopyFrom(model)
     for tensor in light.graph.initializer:  # the analysis needs no weights
         tensor.ClearField("raw_data")
-    nodes = list(inline_local_functions(light).graph.node)
-    producer = {name: node for node in nodes for name in node.output}
-    for name in kv_names:
-        scatter = producer.get(f"{name}_RetainedState")
-        if scatter is None or scatter.op_type != "ScatterND" or scatter.input[0] != name:
+    nodes = list(inline_local_functions(light).graph.node)  # in topological order, so an index is also a time
+    reads = [_reads(node) for node in nodes]
+    producer = {name: index for index, node in enumerate(nodes) for name in node.output}
+    readers: dict[str, list[int]] = defaultdict(list)
+    for index, names in enumerate(reads):
+        for name in names:
+            readers[name].append(index)
+
+    for state in kv_names:
+        write = producer.get(f"{state}_RetainedState")
+        if write is None or nodes[write].op_type != "ScatterND" or nodes[write].input[0] != state:
             return False
-        before = _ancestors(scatter, producer)
-        views = {name}
-        for node in nodes:  # in topological order
-            if views.isdisjoint(_reads(node)):
-                continue
-            if node is scatter:
-                if not views.isdisjoint(node.input[1:]):
-                    return False
-            elif node.op_type != "Shape" and id(node) not in before:
+        earlier: set[int] = set()
+        views = [state]
+        while views:
+            view = views.pop()
+            if view in nodes[write].input[1:] or (view != state and view == nodes[write].input[0]):
                 return False
-            if node.op_type not in _COPYING:
-                views.update(node.output)
+            for reader in readers[view]:
+                if reader == write:
+                    continue
+                if nodes[reader].op_type != "Shape":
+                    earlier.add(reader)
+                if nodes[reader].op_type not in _COPYING:
+                    views.extend(nodes[reader].output)
+        if not _all_feed(earlier, write, reads, producer):
+            return False
     return True
+
+
+def _all_feed(wanted: set[int], target: int, reads: Sequence[set[str]], producer: Mapping[str, int]) -> bool:
+    """Whether node `target` depends on every node of `wanted`."""
+    missing = set(wanted)
+    seen: set[int] = set()
+    pending = [target]
+    while pending and missing:
+        for name in reads[pending.pop()]:
+            origin = producer.get(name)
+            # What comes before the first wanted node cannot lead to one.
+            if origin is not None and origin not in seen and origin >= min(wanted):
+                seen.add(origin)
+                missing.discard(origin)
+                pending.append(origin)
+    return not missing
 
 
 def _reads(node: Any) -> set[str]:
@@ -364,18 +390,6 @@ def _reads(node: Any) -> set[str]:
             for inner in graph.node:
                 names |= _reads(inner)
     return names
-
-
-def _ancestors(node: Any, producer: Mapping[str, Any]) -> set[int]:
-    found: set[int] = set()
-    pending = [node]
-    while pending:
-        for name in _reads(pending.pop()):
-            origin = producer.get(name)
-            if origin is not None and id(origin) not in found:
-                found.add(id(origin))
-                pending.append(origin)
-    return found
 
 
 # What the TorchScript exporter says about things that are known to be right here: (message, module it is raised in).
