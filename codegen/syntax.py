@@ -47,37 +47,39 @@ def _fields(kind: type[cst.CSTNode]) -> tuple[str, ...]:
     )
 
 
+@cache
+def _is_a(kind: type, wanted: type) -> bool:
+    """``issubclass`` by type: LibCST's abstract base classes make every ``isinstance`` slow."""
+    return issubclass(kind, wanted)
+
+
+def below(node: cst.CSTNode) -> list[cst.CSTNode]:
+    """The node's direct children but layout, last one first."""
+    result: list[cst.CSTNode] = []
+    for name in _fields(type(node)):
+        value = getattr(node, name)
+        kind = type(value)
+        if kind is tuple or kind is list:
+            result.extend(v for v in reversed(value) if _is_a(type(v), cst.CSTNode))
+        elif _is_a(kind, cst.CSTNode):
+            result.append(value)
+    return result
+
+
 def walk(node: cst.CSTNode) -> Iterator[cst.CSTNode]:
     """The node and everything below it but layout, in source order."""
     stack = [node]
     while stack:
         current = stack.pop()
         yield current
-        for name in _fields(type(current)):
-            value = getattr(current, name)
-            if isinstance(value, cst.CSTNode):
-                stack.append(value)
-            elif isinstance(value, list | tuple):
-                stack.extend(v for v in reversed(value) if isinstance(v, cst.CSTNode))
-
-
-def below(node: cst.CSTNode) -> list[cst.CSTNode]:
-    """The node's direct children but layout, in source order."""
-    result: list[cst.CSTNode] = []
-    for name in reversed(_fields(type(node))):
-        value = getattr(node, name)
-        if isinstance(value, cst.CSTNode):
-            result.append(value)
-        elif isinstance(value, list | tuple):
-            result.extend(v for v in value if isinstance(v, cst.CSTNode))
-    return result
+        stack.extend(below(current))
 
 
 def find(node: cst.CSTNode, kind: type[Node]) -> Iterator[Node]:
     """All nodes of one type, in source order."""
     for found in walk(node):
-        if isinstance(found, kind):
-            yield found
+        if _is_a(type(found), kind):
+            yield found  # type: ignore[misc]
 
 
 def code(node: cst.CSTNode) -> str:
@@ -110,9 +112,7 @@ def names(node: cst.CSTNode) -> frozenset[str]:
         current = stack.pop()
         if isinstance(current, cst.Name):
             result.add(current.value)
-        elif isinstance(current, cst.Attribute):
-            stack.append(current.value)
-        elif isinstance(current, cst.Arg):
+        elif isinstance(current, cst.Attribute) or isinstance(current, cst.Arg):
             stack.append(current.value)
         elif isinstance(current, cst.Param):
             result.add(current.name.value)

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import libcst as cst
-from libcst.metadata import MetadataWrapper, PositionProvider
+from libcst.metadata import CodeRange, MetadataWrapper, PositionProvider
 
 from codegen.diagnostics import Diagnostic, Refused, Span
 from codegen.syntax import assignment, dotted, find, self_attribute, walk
-
 
 CROSS_FLAG = "is_cross_attention"
 
@@ -61,6 +60,7 @@ class UpstreamModule:
         self.constants: dict[str, cst.BaseExpression] = {}
         self.imports: dict[str, Import] = {}
         self._submodules: dict[str, Mapping[str, tuple[str, ...]]] = {}
+        self._positions: dict[str, Mapping[cst.CSTNode, CodeRange]] = {}
         self._reachable: dict[tuple[str, str], tuple[Method, ...]] = {}
         self._index(self.tree.body)
 
@@ -273,8 +273,10 @@ class UpstreamModule:
         )
         if node is None or function is None or not any(n is node for n in walk(function)):
             return Span(self.path, line, column)
-        wrapper = MetadataWrapper(cst.Module([function]), unsafe_skip_copy=True)
-        positions = wrapper.resolve(PositionProvider)
+        if where not in self._positions:
+            wrapper = MetadataWrapper(cst.Module([function]), unsafe_skip_copy=True)
+            self._positions[where] = wrapper.resolve(PositionProvider)
+        positions = self._positions[where]
         start = positions[node].start
         return Span(self.path, line + start.line - positions[function.name].start.line, start.column + column)
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import black
 
 from codegen.driver import Compiled
+from codegen.emit.coverage import reason
 from codegen.emit.module import MODE
 
 
@@ -22,8 +23,7 @@ def index(compiled: Sequence[Compiled], target: str) -> str:
         for family in one.generated:
             families[family.model_type] = f"generated.{target}.{one.stem}"
         for family, diagnostics in one.refused:
-            first = diagnostics[0]
-            refused[family.model_type] = f"[{first.rule}] {first.span}: found {' '.join(first.found.split())}"
+            refused[family.model_type] = reason(diagnostics[0])
     return black.format_str(
         "\n".join(
             [

@@ -14,9 +14,9 @@ CROSS = {"EncoderDecoderCache", "is_cross_attention"}
 
 
 def unknown_uses(module: UpstreamModule, classes: tuple[str, ...]) -> list[Diagnostic]:
-    """One diagnostic per attribute of a cache that is read or written in a reachable method. Branches that only run
+    """One diagnostic per class that reads or writes another attribute of a cache. Branches that only run
     for an encoder-decoder cache are left out: the engine never passes one."""
-    result = []
+    result: dict[str, Diagnostic] = {}
     for cls in classes:
         for method in module.reachable_methods(cls):
             caches = {p for p in parameters(method.node) if p in CACHES}
@@ -34,13 +34,14 @@ def unknown_uses(module: UpstreamModule, classes: tuple[str, ...]) -> list[Diagn
                     continue
                 if attribute.attr.value not in KNOWN and id(attribute) not in skipped:
                     where = f"{method.owner}.{method.name}"
-                    result.append(
+                    result.setdefault(
+                        cls,
                         Diagnostic(
                             module.span(where, attribute),
                             "recognize/cache-use",
                             "a cache that is only updated and asked for its length",
                             f"`{code(attribute)}`",
                             "convolution, recurrent and shared states have no position-addressed buffer yet",
-                        )
+                        ),
                     )
-    return result
+    return list(result.values())

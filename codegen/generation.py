@@ -1,0 +1,187 @@
+"""A whole ``generated/`` tree: what is fresh is taken from disk, the rest is compiled, all of it is rendered."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+from pathlib import Path
+
+from codegen.diagnostics import InputError
+from codegen.discovery import Family, discover
+from codegen.driver import Compiled, compile_files
+from codegen.emit import coverage, manifest, verified
+from codegen.emit.index import index
+from codegen.source import Release
+from codegen.targets import TARGETS
+
+PACKAGE_TEXT = '"""Variants that regraft derived from upstream; see MANIFEST.toml and COVERAGE.md. Do not edit."""\n'
+
+
+class FileState(Enum):
+    FRESH = "fresh"  # what the compiler writes today
+    STALE = "stale"  # written by an older compiler or from another source
+    MISSING = "missing"
+    ORPHANED = "orphaned"  # nothing compiles to it any more
+    HAND_EDITED = "hand-edited"  # neither what was written nor what would be
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Every file of ``generated/`` by relative path, and what it came from."""
+
+    version: str
+    files: Mapping[str, str]
+    compiled: tuple[Compiled, ...]
+    reused: int  # upstream files taken from disk because nothing changed
+    states: Mapping[str, FileState]
+    before: manifest.Manifest | None
+
+    @property
+    def owned(self) -> frozenset[str]:
+        """Paths that this or the last generation wrote."""
+        return frozenset(self.states)
+
+    def in_state(self, state: FileState) -> list[str]:
+        return [path for path, s in self.states.items() if s is state]
+
+    def newly_refused(self) -> list[str]:
+        """Families that the last generation had and this one refuses."""
+        if self.before is None:
+            return []
+        had = {f.model_type for e in self.before.entries.values() for f in e.compiled.generated}
+        return sorted({f.model_type for c in self.compiled for f, _ in c.refused} & had)
+
+
+def select(families: Sequence[Family], names: Iterable[str]) -> list[Family]:
+    """The families named, or all. Raises InputError for a name that upstream's mapping has not, with its neighbours."""
+    known = {f.model_type: f for f in families}
+    chosen = []
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=3)
+            hint = f"; did you mean {', '.join(near)}?" if near else ""
+            raise InputError(f"{name} is not a type of upstream's causal-LM mapping{hint}")
+        chosen.append(known[name])
+    return chosen or list(families)
+
+
+def build(
+    release: Release,
+    root: Path,
+    names: Sequence[str] = (),
+    jobs: int = 1,
+    planned: Callable[[int], None] = lambda _: None,
+    done: Callable[[Compiled], None] = lambda _: None,
+    trust_manifest: bool = True,
+) -> Tree:
+    """Renders the tree for the families named (all when none are); the others stay as the manifest has them.
+
+    ``planned`` hears how many files will be compiled, ``done`` of each. With ``trust_manifest`` off, everything is
+    compiled again. Raises InputError for unusable input; touches no file.
+    """
+    families = discover(release)
+    chosen = {f.path for f in select(families, names)}
+    before = manifest.read(root / manifest.NAME)
+    compiler = manifest.compiler_digest()
+    by_path: dict[str, list[Family]] = {}
+    for family in families:
+        by_path.setdefault(family.path, []).append(family)
+    sources = {path: release.digest(path) for path in by_path}
+    compiled: list[Compiled] = []
+    work: dict[str, list[Family]] = {}
+    stale_rest = False
+    for target in TARGETS:
+        for path, members in by_path.items():
+            entry = before.entries.get((target, path)) if before is not None and trust_manifest else None
+            current = (
+                entry is not None
+                and before is not None
+                and before.compiler == compiler
+                and entry.source == sources[path]
+                and _families(entry.compiled) == set(members)
+            )
+            kept = _from_disk(root, entry) if entry is not None and (current or path not in chosen) else None
+            if kept is not None:
+                compiled.append(kept)
+                stale_rest = stale_rest or not current
+            else:
+                work.setdefault(target, []).extend(members)
+    reused = len(compiled)
+    planned(sum(len({f.path for f in members}) for members in work.values()))
+    for target, members in work.items():
+        compiled += compile_files(release, members, TARGETS[target], jobs, done)
+    compiled.sort(key=lambda c: (c.target, c.path))
+    files = _render(root, release.version, "" if stale_rest else compiler, compiled, sources)
+    return Tree(release.version, files, tuple(compiled), reused, _states(root, files, before), before)
+
+
+def _families(compiled: Compiled) -> set[Family]:
+    return {*compiled.generated, *(f for f, _ in compiled.refused)}
+
+
+def _from_disk(root: Path, entry: manifest.Entry) -> Compiled | None:
+    """The entry with its text, None when the text on disk is not what was written."""
+    if not entry.output:
+        return entry.compiled
+    text = _text(root / module_path(entry.compiled))
+    return replace(entry.compiled, text=text) if text is not None and manifest.digest(text) == entry.output else None
+
+
+def module_path(compiled: Compiled) -> str:
+    """Where a compiled file's text goes, relative to ``generated/``."""
+    return f"{compiled.target}/{compiled.stem}.py"
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_bytes().decode("utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except UnicodeDecodeError:
+        return ""
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
+
+
+def _render(
+    root: Path, version: str, compiler: str, compiled: Sequence[Compiled], sources: Mapping[str, str]
+) -> dict[str, str]:
+    files = {"__init__.py": PACKAGE_TEXT}
+    for one in compiled:
+        if one.text is not None:
+            files[module_path(one)] = one.text
+    records = verified.read(root / verified.NAME)
+    table = {}
+    for target in TARGETS:
+        mine = [c for c in compiled if c.target == target]
+        files[f"{target}/__init__.py"] = index(mine, target)
+        digests = {c.path: manifest.digest(c.text) for c in mine if c.text is not None}
+        table[target] = coverage.rows(mine, digests, records.get(target, {}))
+    files[coverage_name()] = coverage.render(version, table)
+    files[manifest.NAME] = manifest.render(version, compiler, compiled, sources)
+    return files
+
+
+def coverage_name() -> str:
+    return "COVERAGE.md"
+
+
+def _states(root: Path, files: Mapping[str, str], before: manifest.Manifest | None) -> dict[str, FileState]:
+    written = {module_path(e.compiled): e.output for e in before.entries.values() if e.output} if before else {}
+    states = {}
+    for path in sorted({*files, *written}):
+        now = _text(root / path)
+        if path not in files:
+            if now is not None:
+                states[path] = FileState.ORPHANED if manifest.digest(now) == written[path] else FileState.HAND_EDITED
+        elif now is None:
+            states[path] = FileState.MISSING
+        elif now == files[path]:
+            states[path] = FileState.FRESH
+        elif path in written and manifest.digest(now) != written[path]:
+            states[path] = FileState.HAND_EDITED
+        else:
+            states[path] = FileState.STALE
+    return states
