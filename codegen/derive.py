@@ -9,6 +9,7 @@ import libcst as cst
 
 from codegen.diagnostics import Diagnostic, Refused
 from codegen.ir import FamilyIR, Role
+from codegen.recognize.entry_points import entered_methods
 from codegen.rules.base import Edits, NotApplicable, Refusal, Rule, Site, rewrite
 from codegen.syntax import code, names
 from codegen.targets.base import Expect, Target
@@ -63,13 +64,14 @@ def derive(module: UpstreamModule, family: FamilyIR, target: Target) -> EmittedM
     diagnostics: list[Diagnostic] = []
     applied: Counter[tuple[str, str]] = Counter()
     functions: dict[str, tuple[cst.FunctionDef, list[Rule]]] = {}
+    entered = entered_methods(module, family.reachable)
     for name in family.reachable:
         carrier = family.carrier(name)
         role = carrier.role if carrier is not None else Role.PART
         rotary = any(r.name == name for r in family.rotaries)
         methods: list[cst.FunctionDef] = []
         rules: list[Rule] = []
-        for method in module.reachable_methods(name):
+        for method in entered[name]:
             if rotary:
                 break
             emitted.methods_read.append(f"{method.owner}.{method.name}")

@@ -36,6 +36,7 @@ from torch import nn
 from runtime.qeff.compile import params_hash, write_json
 from runtime.qeff.facts import KVLayer, kv_layers, rope_lengths, vocab_size
 from runtime.qeff.generation import RopeLengths
+from runtime.qeff.symbolics import registered
 
 OPSET = 18
 FORMAT = 1
@@ -286,11 +287,11 @@ def example_inputs(metadata: GraphMetadata, device: torch.device) -> tuple[torch
 def _write_onnx(model: Any, metadata: GraphMetadata, path: Path) -> None:
     device = next(model.parameters()).device
     graph = RetainedStateGraph(model, metadata).eval()
-    with torch.no_grad(), _without_harmless_warnings():
+    with torch.no_grad(), _without_harmless_warnings(), registered(OPSET):
         torch.onnx.export(
             graph,
             example_inputs(metadata, device),
-            path,
+            str(path),  # beyond 2 GiB the exporter writes external data next to it, but for a str only
             input_names=metadata.input_names,
             output_names=metadata.output_names,
             dynamic_axes=metadata.dynamic_axes,

@@ -115,7 +115,9 @@ def test_the_text_of_the_variants_counts(monkeypatch: pytest.MonkeyPatch, tmp_pa
 def test_a_failed_export_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     qeff = QEFFAutoModelForCausalLM(build("llama"))
 
-    def full_disk(*_: Any, **__: Any) -> None:
+    def full_disk(_graph: Any, _inputs: Any, file: Any, **_: Any) -> None:
+        assert type(file) is str, "beyond 2 GiB the exporter writes external data only if the file is a str"
+        Path(file).write_bytes(b"half")
         raise OSError("No space left on device")
 
     monkeypatch.setattr(torch.onnx, "export", full_disk)
