@@ -7,8 +7,12 @@ from codegen.rules.qeff.additive_mask import AdditiveMask
 from codegen.rules.qeff.attention_dispatch import AttentionDispatch
 from codegen.rules.qeff.cache_address import CacheAddress
 from codegen.rules.qeff.cache_update import CacheUpdate
+from codegen.rules.qeff.counts_to_list import CountsToList
 from codegen.rules.qeff.dynamic_cache import DynamicCache
+from codegen.rules.qeff.expert_counts import ExpertCounts
 from codegen.rules.qeff.expert_loop import ExpertLoop
+from codegen.rules.qeff.grouped_experts import GroupedExperts
+from codegen.rules.qeff.index_add import IndexAdd
 from codegen.rules.qeff.logits_slice import LogitsSlice, WholeLogits
 from codegen.rules.qeff.loss import Loss
 from codegen.rules.qeff.mask_builder import MaskBuilder
@@ -38,6 +42,10 @@ QEFF = Target(
         Step(AdditiveMask(), Expect.SOMEWHERE),
         # experts
         Step(ExpertLoop()),
+        Step(GroupedExperts()),
+        Step(CountsToList()),
+        Step(ExpertCounts()),
+        Step(IndexAdd()),
         # everything on the cache's path
         Step(CacheAddress(), Expect.ONCE_PER_CLASS, Role.ATTENTION),
     ),

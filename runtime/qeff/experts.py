@@ -55,3 +55,67 @@ def sum_over_choices(states: Tensor, top_k_index: Tensor) -> Tensor:
         ``[N, H]``.
     """
     return states.view(-1, top_k_index.shape[-1], states.shape[-1]).sum(dim=1)
+
+
+def count_of_each(index: Tensor, experts: int) -> Tensor:
+    """How many pairs chose each expert.
+
+    Args:
+        index: int64 of any shape, expert numbers.
+        experts: ``E``, how many experts there are.
+    Returns:
+        int64 ``[E]``.
+    """
+    return (index.reshape(-1, 1) == torch.arange(experts, device=index.device)).sum(dim=0)
+
+
+def expert_of_row(rows: int, counts: Tensor) -> Tensor:
+    """Which expert's group each row is in, when rows are sorted by expert.
+
+    Args:
+        rows: ``M``, how many rows there are; the sum of ``counts``.
+        counts: integers ``[E]``, how many rows each expert has.
+    Returns:
+        int64 ``[M]``.
+    """
+    ends = counts.cumsum(dim=0)
+    return (torch.arange(rows, device=counts.device).unsqueeze(-1) >= ends).sum(dim=-1)
+
+
+def grouped_linear(states: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
+    """``nn.functional.linear`` of each expert's group of rows with that expert's weight.
+
+    Args:
+        states: ``[M, I]``, sorted by expert.
+        weight: ``[E, O, I]``, all experts' weights.
+        counts: integers ``[E]``, how many rows each expert has.
+    Returns:
+        ``[M, O]``.
+    """
+    return expert_linear(states, weight[expert_of_row(states.shape[0], counts)])
+
+
+def grouped_matmul(states: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
+    """``states @ weight`` of each expert's group of rows with that expert's weight.
+
+    Args:
+        states: ``[M, I]``, sorted by expert.
+        weight: ``[E, I, O]``, all experts' weights.
+        counts: integers ``[E]``, how many rows each expert has.
+    Returns:
+        ``[M, O]``.
+    """
+    return expert_matmul(states, weight[expert_of_row(states.shape[0], counts)])
+
+
+def add_rows(start: Tensor, index: Tensor, rows: Tensor) -> Tensor:
+    """``start.index_add(0, index, rows)``, exported as a scatter that adds where an index repeats.
+
+    Args:
+        start: ``[N, H]``.
+        index: int64 ``[M]`` below ``N``; an index may repeat.
+        rows: ``[M, H]`` of the dtype of ``start``.
+    Returns:
+        ``[N, H]``.
+    """
+    return start.scatter_add(0, index.unsqueeze(-1).expand(-1, rows.shape[-1]), rows)
