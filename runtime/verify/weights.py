@@ -34,7 +34,9 @@ def spread(model: nn.Module, seed: int) -> None:
         saved = set(model.state_dict(keep_vars=True))
         for name, buffer in sorted(model.named_buffers(), key=lambda item: item[0]):
             if name in saved and buffer.is_floating_point() and buffer.numel() > 0:
+                before = buffer.clone()
                 _add_noise(buffer, generator)
+                buffer.copy_(before + (buffer - before).abs())
 
 
 def _add_noise(tensor: torch.Tensor, generator: torch.Generator) -> None:
