@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,12 @@ def shapes(values: Any) -> dict[str, list[str | int]]:
     return {
         value.name: [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in values
     }
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> tuple[QEFFAutoModelForCausalLM, Path]:
+    qeff = QEFFAutoModelForCausalLM(build("llama"))
+    return qeff, qeff.export(tmp_path_factory.mktemp("export") / "m")
 
 
 def test_interface_and_metadata(tmp_path: Path) -> None:
@@ -78,7 +85,8 @@ def test_longrope_metadata(tmp_path: Path) -> None:
     assert (metadata.rope.rows, metadata.rope.changes_above, metadata.rope.recompute) == (64, 16, True)
 
 
-def test_an_export_is_reused_by_equal_models_only(tmp_path: Path) -> None:
+def test_an_export_is_reused_by_equal_models_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export, "_write_onnx", lambda _model, _metadata, path: path.write_bytes(b"a graph"))
     first = QEFFAutoModelForCausalLM(build("llama")).export(tmp_path / "m")
     stamp = first.stat().st_mtime_ns
     assert QEFFAutoModelForCausalLM(build("llama")).export(tmp_path / "m") == first
@@ -127,9 +135,11 @@ def test_a_failed_export_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("damage", ["no record", "wrong record", "no file", "unreadable record"])
-def test_a_damaged_folder_is_replaced(tmp_path: Path, damage: str) -> None:
-    qeff = QEFFAutoModelForCausalLM(build("llama"))
-    path = qeff.export(tmp_path / "m")
+def test_a_damaged_folder_is_replaced(
+    llama: tuple[QEFFAutoModelForCausalLM, Path], tmp_path: Path, damage: str
+) -> None:
+    qeff, path = llama
+    path = shutil.copytree(path.parent, tmp_path / path.parent.name) / path.name
     content = path.read_bytes()
     record = path.parent / "hashed_export_params.json"
     match damage:
