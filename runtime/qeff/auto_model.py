@@ -207,7 +207,8 @@ class QEFFAutoModelForCausalLM:
 
         Raises TypeError for non-integer tensors and lengths, and ValueError for: input that is not 2-D, empty prompts,
         masks with holes or of another shape, ids outside the vocabulary, lengths below 1, a `ctx_len` or rotary tables
-        that cannot hold prompt and continuation, and an unknown `runtime`.
+        that cannot hold prompt and continuation, and an unknown `runtime`. Raises IndexError where a model's learned
+        position embeddings end too early.
         """
         if runtime not in RUNTIMES:
             raise ValueError(f"unknown runtime {runtime!r}; choose one of {', '.join(map(repr, RUNTIMES))}")

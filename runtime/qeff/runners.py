@@ -13,6 +13,9 @@ from runtime.qeff.cache import QEffDynamicCache
 if TYPE_CHECKING:
     from runtime.qeff.session import QEffOrtSession
 
+# Learned position embeddings and tables of the family's own end somewhere; only the look-up knows where.
+_POSITIONS_TOO_LARGE = "the model has no embedding for some position up to {}; shorten the prompt or generation_len"
+
 
 @dataclass(frozen=True)
 class BufferPlan:
@@ -61,14 +64,17 @@ class TorchRunner:
         )
 
     def step(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
-        """See `runtime.qeff.generation.StepRunner`."""
+        """See `runtime.qeff.generation.StepRunner`. Raises IndexError beyond a model's learned positions."""
         inputs = {"input_ids": input_ids, "position_ids": position_ids, **self._plan.extras(position_ids)}
-        with torch.no_grad():
-            outputs = self._model(
-                **{name: tensor.to(self._device) for name, tensor in inputs.items()},
-                past_key_values=self._past,
-                use_cache=True,
-            )
+        try:
+            with torch.no_grad():
+                outputs = self._model(
+                    **{name: tensor.to(self._device) for name, tensor in inputs.items()},
+                    past_key_values=self._past,
+                    use_cache=True,
+                )
+        except IndexError as error:
+            raise IndexError(f"{_POSITIONS_TOO_LARGE.format(int(position_ids.max()))}: {error}") from error
         self._past = outputs.past_key_values
         logits: torch.Tensor = outputs.logits[:, 0]
         return logits.float().cpu()
@@ -83,6 +89,11 @@ class OrtRunner:
         session.start(plan.rows, plan.ctx_len)
 
     def step(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
-        """See `runtime.qeff.generation.StepRunner`."""
+        """See `runtime.qeff.generation.StepRunner`. Raises IndexError beyond a model's learned positions."""
         inputs = {"input_ids": input_ids, "position_ids": position_ids, **self._plan.extras(position_ids)}
-        return torch.from_numpy(self._session.run(inputs))
+        try:
+            return torch.from_numpy(self._session.run(inputs))
+        except RuntimeError as error:
+            if "out of data bounds" not in str(error):  # what ONNX Runtime's Gather says
+                raise
+            raise IndexError(f"{_POSITIONS_TOO_LARGE.format(int(position_ids.max()))}: {error}") from error

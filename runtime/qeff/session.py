@@ -76,20 +76,28 @@ class QEffOrtSession:
         """One step: every input that is no KV buffer by name, int64 -> logits float32 `[batch, vocab]`.
 
         `input_ids`, `position_ids` `[batch, seq_len]` (-1 is padding), and where the file has them `comp_ctx_lengths`
-        `[L]` and `batch_index` `[batch, 1]`. The KV buffers advance. Raises RuntimeError before `start`, ValueError for
+        `[L]` and `batch_index` `[batch, 1]`. The KV buffers advance. Raises RuntimeError before `start` and where
+        ONNX Runtime fails (as on a position that a table of the model's own does not have), ValueError for
         missing or unknown names and wrong shapes, TypeError for wrong dtypes, IndexError for positions and rows that
         lie outside the buffers.
         """
         if not self._inputs:
             raise RuntimeError("call start(rows, ctx_len) before run()")
         binding = self._session.io_binding()
-        for name, array in self._checked(inputs).items():
+        arrays = self._checked(inputs)
+        for name, array in arrays.items():
             binding.bind_cpu_input(name, array)
         binding.bind_output("logits")
         for name, buffer in self._inputs.items():
             binding.bind_ortvalue_input(name, buffer)
             binding.bind_ortvalue_output(f"{name}_RetainedState", self._outputs[name])
-        self._session.run_with_iobinding(binding)
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as error:  # ONNX Runtime's exceptions have no public base class
+            raise RuntimeError(
+                f"ONNX Runtime failed on a step of positions {arrays['position_ids'].min()} to "
+                f"{arrays['position_ids'].max()} with {self._ctx_len} slots: {error}"
+            ) from error
         self._inputs, self._outputs = self._outputs, self._inputs
         logits: _Array = binding.get_outputs()[0].numpy()
         return logits[:, 0].copy()

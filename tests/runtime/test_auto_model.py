@@ -34,7 +34,8 @@ class Case:
 # phi3: upstream drops the cache where a row outgrows the original length, but then (5.5.4) feeds the last token alone.
 # What it means to compute is what it computes without a cache.
 @pytest.fixture(
-    scope="module", params=["llama", "gemma2", "mixtral", "phi3-longrope", "llama-longrope", "llama-dynamic-rope"]
+    scope="module",
+    params=["llama", "gemma2", "mixtral", "phi3-longrope", "llama-longrope", "llama-dynamic-rope", "gpt2"],
 )
 def case(request: pytest.FixtureRequest) -> Case:
     model = build(request.param)
@@ -209,6 +210,15 @@ def test_rope_tables_may_be_longer_than_the_config_says() -> None:
         out = qeff.generate(rows[0][None], generation_len=NEW_TOKENS, ctx_len=80, runtime=runtime)
         assert out.logits is not None
         reference.assert_agrees(out.generated_ids, out.logits, TOLERANCE[runtime])
+
+
+def test_learned_positions_end_with_an_error() -> None:
+    qeff = QEFFAutoModelForCausalLM(build("gpt2"))
+    row = prompts((34,))[0][None]
+    for runtime in ("torch", "ort"):
+        assert qeff.generate(row, generation_len=3, runtime=runtime).generated_ids.shape == (1, 3)
+        with pytest.raises(IndexError, match="no embedding for some position up to 36"):
+            qeff.generate(row, generation_len=4, runtime=runtime)
 
 
 def test_bfloat16_runs_in_torch_and_is_refused_by_onnx_runtime() -> None:

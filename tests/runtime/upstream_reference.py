@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, MixtralConfig, Phi3Config
+from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaConfig, MixtralConfig, Phi3Config
 
 VOCAB = 97
 PROMPT_LENGTHS = (5, 19, 11)
@@ -53,6 +53,10 @@ def config(name: str) -> Any:
                 final_logit_softcapping=9.0,
                 query_pre_attn_scalar=20,
             )
+        case "gpt2":
+            return GPT2Config(
+                vocab_size=VOCAB, n_embd=32, n_layer=3, n_head=4, n_positions=36, eos_token_id=None, bos_token_id=None
+            )
         case "mixtral":
             return MixtralConfig(**_COMMON, num_local_experts=4, num_experts_per_tok=2, sliding_window=7)
         case "phi3-longrope":
@@ -65,9 +69,11 @@ def build(name: str, seed: int = 0) -> Any:
     model = AutoModelForCausalLM.from_config(config(name), attn_implementation="eager")
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in model.parameters():
+        for name, parameter in model.named_parameters():
             if parameter.dim() > 1:
                 parameter.normal_(std=0.3, generator=generator)
+            elif name.endswith("bias"):
+                parameter.uniform_(-0.5, 0.5, generator=generator)
             else:
                 parameter.uniform_(0.5, 1.5, generator=generator)
     return model.eval()
