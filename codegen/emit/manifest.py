@@ -52,7 +52,9 @@ def compiler_digest() -> str:
     root = Path(__file__).parent.parent
     parts = []
     for folder in (root, root.parent / "runtime" / "qeff"):
-        parts += [f"{path.relative_to(root.parent)}\0{path.read_text('utf-8')}" for path in sorted(folder.rglob("*.py"))]
+        parts += [
+            f"{path.relative_to(root.parent)}\0{path.read_text('utf-8')}" for path in sorted(folder.rglob("*.py"))
+        ]
     return digest("\0".join(parts))
 
 

@@ -69,7 +69,9 @@ def _licence(module: UpstreamModule) -> list[str]:
     lines = [line.comment.value for line in module.tree.header if line.comment is not None]
     start = next((i for i, line in enumerate(lines) if "copyright" in line.lower()), None)
     if start is None:
-        return ["# Upstream's file carries no notice of its own; transformers is under the Apache License 2.0, see NOTICE."]
+        return [
+            "# Upstream's file carries no notice of its own; transformers is under the Apache License 2.0, see NOTICE."
+        ]
     return lines[start:]
 
 

@@ -48,7 +48,7 @@ def _scale(methods: tuple[Method, ...]) -> NormScale | None:
         value = bound[1] if bound is not None else None
         if isinstance(line, cst.SimpleStatementLine) and isinstance(line.body[0], cst.Return):
             value = line.body[0].value
-        if value is None or methods[0].node.get_docstring() is not None and code(value).startswith(('"', 'r"')):
+        if value is None or (methods[0].node.get_docstring() is not None and code(value).startswith(('"', 'r"'))):
             continue
         product = next((b for b in find(value, cst.BinaryOperation) if _weights(b) is not None), None)
         if product is None:

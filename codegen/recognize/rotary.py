@@ -25,7 +25,7 @@ def rotary(module: UpstreamModule, cls: str) -> RotaryFact | Diagnostic | None:
         len(returned) == 1
         and isinstance(returned[0], cst.Tuple)
         and len(returned[0].elements) == 2
-        and ["cos", "sin"] == [next(iter(sorted(names(e.value) & {"cos", "sin"})), "") for e in returned[0].elements]
+        and [next(iter(sorted(names(e.value) & {"cos", "sin"})), "") for e in returned[0].elements] == ["cos", "sin"]
     )
     if (
         pair

@@ -11,6 +11,7 @@ from codegen.rules.qeff.counts_to_list import CountsToList
 from codegen.rules.qeff.dynamic_cache import DynamicCache
 from codegen.rules.qeff.expert_counts import ExpertCounts
 from codegen.rules.qeff.expert_loop import ExpertLoop
+from codegen.rules.qeff.expert_weights import ExpertWeights
 from codegen.rules.qeff.grouped_experts import GroupedExperts
 from codegen.rules.qeff.index_add import IndexAdd
 from codegen.rules.qeff.logits_slice import LogitsSlice, WholeLogits
@@ -42,6 +43,7 @@ QEFF = Target(
         Step(AdditiveMask(), Expect.SOMEWHERE),
         # experts
         Step(ExpertLoop()),
+        Step(ExpertWeights()),
         Step(GroupedExperts()),
         Step(CountsToList()),
         Step(ExpertCounts()),

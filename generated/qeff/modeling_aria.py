@@ -22,6 +22,8 @@ from torch import nn
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.models.aria.modeling_aria import (
+    AriaExperts,
+    AriaGroupedExpertsGemm,
     AriaTextAttention,
     AriaTextDecoderLayer,
     AriaTextForCausalLM,
@@ -35,10 +37,54 @@ from transformers.utils import TransformersKwargs
 
 from runtime.qeff.attention import eager_attention_forward
 from runtime.qeff.cache import QEffDynamicCache
+from runtime.qeff.experts import count_of_each, grouped_matmul
 from runtime.qeff.logits import last_token
 from runtime.qeff.masks import create_causal_mask
 from runtime.qeff.norm import CustomRMSNormAIC
 from runtime.qeff.rotary import PrecomputedRotary
+
+
+class QEffAriaGroupedExpertsGemm(AriaGroupedExpertsGemm):
+    """AriaGroupedExpertsGemm: the same values in a form that exports.
+
+    * qeff/grouped-experts: the sizes of the experts' groups depend on the data: a split or a slice by them cannot be traced
+    """
+
+    def forward(self, input, tokens_per_expert):
+        return grouped_matmul(input, self.weight, tokens_per_expert)
+
+
+class QEffAriaExperts(AriaExperts):
+    """AriaExperts: the same values in a form that exports.
+
+    * qeff/expert-counts: no ONNX operator makes a histogram
+    """
+
+    def forward(self, hidden_states, router_logits) -> torch.Tensor:
+        top_k_index, top_k_weights = self.route_tokens_to_experts(router_logits)
+        original_dtype = top_k_index.dtype
+        tokens_per_expert = count_of_each(top_k_index.flatten(), self.config.moe_num_experts).to(original_dtype)
+        indices = top_k_index
+
+        flatten_indices = indices.view(-1)
+        sorted_indices = torch.argsort(flatten_indices)
+        permuted_tokens = hidden_states.index_select(0, sorted_indices // self.config.moe_topk)
+
+        fc1_output = self.fc1(permuted_tokens, tokens_per_expert)
+        projection, gate = torch.chunk(fc1_output, 2, dim=-1)
+        fc1_output = nn.functional.silu(projection) * gate
+        expert_output = self.fc2(fc1_output, tokens_per_expert)
+
+        unpermuted_tokens = torch.zeros(
+            (top_k_weights.shape[0] * self.config.moe_topk, expert_output.size(1)),
+            dtype=expert_output.dtype,
+            device=expert_output.device,
+        )
+        unpermuted_tokens.index_copy_(0, sorted_indices, expert_output)
+        unpermuted_tokens = unpermuted_tokens.view(-1, self.config.moe_topk, expert_output.size(1))
+
+        output = (unpermuted_tokens * top_k_weights.unsqueeze(-1)).sum(dim=1)
+        return output
 
 
 class QEffAriaTextAttention(AriaTextAttention):
@@ -250,6 +296,8 @@ class QEffAriaTextForCausalLM(AriaTextForCausalLM):
 
 
 KV_CACHE_MAPPING = {
+    AriaGroupedExpertsGemm: QEffAriaGroupedExpertsGemm,
+    AriaExperts: QEffAriaExperts,
     AriaTextAttention: QEffAriaTextAttention,
     AriaTextDecoderLayer: QEffAriaTextDecoderLayer,
     AriaTextRotaryEmbedding: QEffAriaTextRotaryEmbedding,

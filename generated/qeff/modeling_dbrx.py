@@ -26,6 +26,7 @@ from transformers.modeling_outputs import MoeCausalLMOutputWithPast, MoeModelOut
 from transformers.models.dbrx.modeling_dbrx import (
     DbrxAttention,
     DbrxBlock,
+    DbrxExpertGLU,
     DbrxExperts,
     DbrxForCausalLM,
     DbrxModel,
@@ -38,7 +39,7 @@ from transformers.utils import TransformersKwargs
 
 from runtime.qeff.attention import eager_attention_forward
 from runtime.qeff.cache import QEffDynamicCache
-from runtime.qeff.experts import routed_tokens, sum_over_choices
+from runtime.qeff.experts import expert_linear, expert_matmul, routed_tokens, sum_over_choices
 from runtime.qeff.logits import last_token
 from runtime.qeff.masks import create_causal_mask
 from runtime.qeff.rotary import PrecomputedRotary
@@ -114,6 +115,23 @@ class QEffDbrxAttention(DbrxAttention):
         return attn_output, attn_weights
 
 
+class QEffDbrxExpertGLU(DbrxExpertGLU):
+    """DbrxExpertGLU: the same values in a form that exports.
+
+    * qeff/expert-weights: the loop over experts became one batch of rows, and its weights came to have one matrix for each of them
+    """
+
+    def forward(
+        self, x: torch.Tensor, expert_w1: torch.Tensor, expert_v1: torch.Tensor, expert_w2: torch.Tensor
+    ) -> torch.Tensor:
+        gate_proj = expert_matmul(x, expert_w1)
+        up_proj = expert_matmul(x, expert_v1)
+        gate_proj = self.activation_fn(gate_proj)
+        intermediate_states = gate_proj * up_proj
+        down_proj = expert_linear(intermediate_states, expert_w2)
+        return down_proj
+
+
 class QEffDbrxExperts(DbrxExperts):
     """DbrxExperts: the same values in a form that exports.
 
@@ -137,6 +155,8 @@ class QEffDbrxExperts(DbrxExperts):
         states = self.mlp(routed_tokens(hidden_states, top_k_index), w1, v1, w2)
         states = states.view(-1, self.ffn_hidden_size) * top_k_weights.reshape(-1, 1)
         next_states = sum_over_choices(states, top_k_index)
+
+        next_states = next_states.view(batch_size, -1, self.ffn_hidden_size)
         return next_states
 
 
@@ -337,6 +357,7 @@ class QEffDbrxForCausalLM(DbrxForCausalLM):
 KV_CACHE_MAPPING = {
     DbrxRotaryEmbedding: QEffDbrxRotaryEmbedding,
     DbrxAttention: QEffDbrxAttention,
+    DbrxExpertGLU: QEffDbrxExpertGLU,
     DbrxExperts: QEffDbrxExperts,
     DbrxNormAttentionNorm: QEffDbrxNormAttentionNorm,
     DbrxBlock: QEffDbrxBlock,

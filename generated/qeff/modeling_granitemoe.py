@@ -26,9 +26,12 @@ from transformers.models.granitemoe.modeling_granitemoe import (
     GraniteMoeAttention,
     GraniteMoeDecoderLayer,
     GraniteMoeForCausalLM,
+    GraniteMoeMoE,
     GraniteMoeModel,
+    GraniteMoeParallelExperts,
     GraniteMoeRMSNorm,
     GraniteMoeRotaryEmbedding,
+    GraniteMoeTopKGating,
     apply_rotary_pos_emb,
 )
 from transformers.processing_utils import Unpack
@@ -36,6 +39,7 @@ from transformers.utils import TransformersKwargs
 
 from runtime.qeff.attention import eager_attention_forward
 from runtime.qeff.cache import QEffDynamicCache
+from runtime.qeff.experts import add_rows, grouped_linear
 from runtime.qeff.logits import last_token
 from runtime.qeff.masks import create_causal_mask
 from runtime.qeff.norm import CustomRMSNormAIC
@@ -44,6 +48,73 @@ from runtime.qeff.rotary import PrecomputedRotary
 
 class QEffGraniteMoeRotaryEmbedding(PrecomputedRotary, GraniteMoeRotaryEmbedding):
     """GraniteMoeRotaryEmbedding: cos and sin looked up in tables that upstream's own forward filled once."""
+
+
+class QEffGraniteMoeParallelExperts(GraniteMoeParallelExperts):
+    """GraniteMoeParallelExperts: the same values in a form that exports.
+
+    * qeff/grouped-experts: the sizes of the experts' groups depend on the data: a split or a slice by them cannot be traced
+    """
+
+    def forward(self, inputs, expert_size):
+        results = grouped_linear(inputs, self.weight, expert_size)
+        return results
+
+
+class QEffGraniteMoeTopKGating(GraniteMoeTopKGating):
+    """GraniteMoeTopKGating: the same values in a form that exports.
+
+    * qeff/counts-to-list: a Python list of what the data happened to be is a constant of the exported graph
+    """
+
+    def forward(self, hidden_states):
+        # compute the top_k routing decision
+        logits = self.layer(hidden_states).float()  # [batch_size x seq_len, num_experts]
+        top_k_logits, top_k_indices = logits.topk(self.top_k, dim=1)  # [num_tokens, top_k]
+        top_k_gates = torch.softmax(top_k_logits, dim=1).type_as(hidden_states)  # [num_tokens, top_k]
+
+        # compute number of input given to each expert
+        zeros = torch.zeros(
+            [top_k_gates.size(0), self.num_experts], dtype=top_k_gates.dtype, device=top_k_gates.device
+        )  # [num_tokens, num_experts]
+        gates = zeros.scatter(1, top_k_indices, 1)  # [num_tokens, num_experts]
+        expert_size = gates.long().sum(0)  # [num_experts,]
+
+        # sort and group input tokens according to expert assignment
+        top_k_experts = top_k_indices.flatten()  # [num_tokens * top_k]
+        _, index_sorted_experts = top_k_experts.sort(0)  # [num_tokens * top_k]
+        batch_index = index_sorted_experts.div(self.top_k, rounding_mode="trunc")  # [num_tokens * top_k]
+
+        # gather the gate values for grouped input tokens
+        top_k_gates = top_k_gates.flatten()  # [num_tokens * top_k]
+        batch_gates = top_k_gates[index_sorted_experts]  # [num_tokens * top_k]
+
+        return index_sorted_experts, batch_index, batch_gates, expert_size, logits
+
+
+class QEffGraniteMoeMoE(GraniteMoeMoE):
+    """GraniteMoeMoE: the same values in a form that exports.
+
+    * qeff/index-add: the exporter's index_add keeps one of the rows that go to the same place, and says so in a warning only
+    """
+
+    def forward(self, layer_input):
+        bsz, length, emb_size = layer_input.size()
+        layer_input = layer_input.reshape(-1, emb_size)
+        _, batch_index, batch_gates, expert_size, _ = self.router(layer_input)
+
+        expert_inputs = layer_input[batch_index]
+        hidden_states = self.input_linear(expert_inputs, expert_size)
+        chunked_hidden_states = hidden_states.chunk(2, dim=-1)
+        hidden_states = self.activation(chunked_hidden_states[0]) * chunked_hidden_states[1]
+        expert_outputs = self.output_linear(hidden_states, expert_size)
+
+        expert_outputs = expert_outputs * batch_gates[:, None]
+
+        zeros = torch.zeros((bsz * length, self.input_size), dtype=expert_outputs.dtype, device=expert_outputs.device)
+        layer_output = add_rows(zeros, batch_index, expert_outputs)
+        layer_output = layer_output.view(bsz, length, self.input_size)
+        return layer_output
 
 
 class QEffGraniteMoeAttention(GraniteMoeAttention):
@@ -255,6 +326,9 @@ class QEffGraniteMoeForCausalLM(GraniteMoeForCausalLM):
 
 KV_CACHE_MAPPING = {
     GraniteMoeRotaryEmbedding: QEffGraniteMoeRotaryEmbedding,
+    GraniteMoeParallelExperts: QEffGraniteMoeParallelExperts,
+    GraniteMoeTopKGating: QEffGraniteMoeTopKGating,
+    GraniteMoeMoE: QEffGraniteMoeMoE,
     GraniteMoeAttention: QEffGraniteMoeAttention,
     GraniteMoeDecoderLayer: QEffGraniteMoeDecoderLayer,
     GraniteMoeModel: QEffGraniteMoeModel,

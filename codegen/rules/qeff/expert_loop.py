@@ -5,11 +5,24 @@ from __future__ import annotations
 import libcst as cst
 
 from codegen.ir import Role
+from codegen.recognize.expert_weights import expert_variable, takes_expert_weights
+from codegen.recognize.grouped_product import LINEAR
 from codegen.rules.base import Case, Edit, Edits, Match, NotApplicable, Site
-from codegen.syntax import assignment, code, dotted, expression, find, names, replaced, self_attribute, statement
+from codegen.syntax import (
+    Replacement,
+    assignment,
+    code,
+    dotted,
+    expression,
+    find,
+    names,
+    replaced,
+    self_attribute,
+    statement,
+    statements,
+)
 
 SOURCE = "runtime.qeff.experts"
-LINEAR = ("nn.functional.linear", "torch.nn.functional.linear", "F.linear")
 
 
 class ExpertLoop:
@@ -58,9 +71,42 @@ class CaseExperts:
         final_hidden_states = torch.zeros_like(hidden_states)
         expert_mask = torch.nn.functional.one_hot(top_k_index, num_classes=self.num_experts).permute(2, 1, 0)
         expert_hit = torch.greater(expert_mask.sum(dim=(-1, -2)), 0).nonzero()
+        for expert_number in expert_hit:
+            expert_idx = int(expert_number.item())
+            pos, token_idx = torch.where(expert_mask[expert_idx])
+            rows = hidden_states[token_idx]
+            if expert_idx >= self.num_real or self.up_proj is None:
+                current = self.same(rows)
+            else:
+                current = nn.functional.linear(rows, self.up_proj[expert_idx])
+            final_hidden_states.index_add_(0, token_idx, current * top_k_weights[token_idx, pos, None])
+        return final_hidden_states
+""",
+            "CaseExperts.forward",
+            """
+    def forward(self, hidden_states, top_k_index, top_k_weights):
+        expert_idx = top_k_index.reshape(-1)
+        rows = routed_tokens(hidden_states, top_k_index)
+        if self.up_proj is None:
+            current = self.same(rows)
+        else:
+            expert_idx_in_range = expert_idx.clamp(max=self.num_real - 1)
+            current = expert_linear(rows, self.up_proj[expert_idx_in_range])
+            current = torch.where((expert_idx >= self.num_real).unsqueeze(-1), self.same(rows), current)
+        final_hidden_states = sum_over_choices(current * top_k_weights.reshape(-1, 1), top_k_index)
+        return final_hidden_states
+""",
+        ),
+        Case(
+            """
+class CaseExperts:
+    def forward(self, hidden_states, top_k_index, top_k_weights):
+        final_hidden_states = torch.zeros_like(hidden_states)
+        expert_mask = torch.nn.functional.one_hot(top_k_index, num_classes=self.num_experts).permute(2, 1, 0)
+        expert_hit = torch.greater(expert_mask.sum(dim=(-1, -2)), 0).nonzero()
         for expert_idx in expert_hit:
             pos, token_idx = torch.where(expert_mask[expert_idx])
-            if expert_idx > self.num_real:
+            if expert_idx % 2 == 0:
                 current = self.identity(hidden_states[token_idx])
             else:
                 current = nn.functional.linear(hidden_states[token_idx], self.up_proj[expert_idx])
@@ -68,7 +114,23 @@ class CaseExperts:
         return final_hidden_states
 """,
             "CaseExperts.forward",
-            refuses="expert_idx > self.num_real",
+            refuses="expert_idx % 2 == 0",
+        ),
+        Case(
+            """
+class CaseExperts:
+    def forward(self, hidden_states, top_k_index, top_k_weights):
+        final_hidden_states = torch.zeros_like(hidden_states)
+        expert_mask = torch.nn.functional.one_hot(top_k_index, num_classes=self.num_experts).permute(2, 1, 0)
+        for expert_idx in expert_mask.nonzero():
+            pos, token_idx = torch.where(expert_mask[expert_idx])
+            weight = self.up_proj[expert_idx]
+            current = elsewhere(hidden_states[token_idx], weight)
+            final_hidden_states.index_add_(0, token_idx, current * top_k_weights[token_idx, pos, None])
+        return final_hidden_states
+""",
+            "CaseExperts.forward",
+            refuses="elsewhere(hidden_states[token_idx], weight)",
         ),
         Case("class CaseMLP:\n    def forward(self, x):\n        return self.down(x)\n", "CaseMLP.forward"),
     )
@@ -85,7 +147,7 @@ class CaseExperts:
         if hot is None or not isinstance(hot.args[0].value, cst.Name):
             return self._refuse(site, function, "no one_hot(top_k_index, ...) before the loop")
         index = hot.args[0].value.value
-        plan = _Plan(index=index, expert=loop.target.value)
+        plan = _Plan(site, index, expert_variable(loop))
         new_lines: list[cst.BaseStatement] = [statement(f"{plan.expert} = {index}.reshape(-1)")]
         for line in loop.body.body:
             if not isinstance(line, cst.BaseStatement):
@@ -96,7 +158,7 @@ class CaseExperts:
         if plan.output is None:
             return self._refuse(site, loop, "no index_add_ at the end of the loop")
         edits: list[Edit] = []
-        for line in top:
+        for line in top[: top.index(loop)]:
             bound = assignment(line)
             if isinstance(line, cst.With) and _only_finds_hits(line, plan):
                 edits.append(Edit(line, cst.RemoveFromParent()))
@@ -123,9 +185,11 @@ class CaseExperts:
 class _Plan:
     """What the loop's names mean, and its lines rewritten one by one."""
 
-    def __init__(self, index: str, expert: str) -> None:
+    def __init__(self, site: Site, index: str, expert: str) -> None:
+        self.site = site
         self.index = index
         self.expert = expert
+        self.weights: set[str] = set()  # local names of what one expert owns
         self.position: str | None = None
         self.token: str | None = None
         self.output: str | None = None
@@ -139,7 +203,7 @@ class _Plan:
         if isinstance(line, cst.If):
             if _only_continues(line):
                 return None  # skips an expert nobody chose, or the sentinel of padding: the batch holds neither
-            return f"`{code(line.test)}`"
+            return self._choose(line, out)
         if isinstance(line, cst.With):
             for inner in line.body.body:
                 problem = self.take(inner, out) if isinstance(inner, cst.BaseStatement) else None
@@ -153,6 +217,10 @@ class _Plan:
             if isinstance(target, cst.Tuple) and isinstance(value, cst.Call) and dotted(value.func) == "torch.where":
                 self.position, self.token = (code(e.value) for e in target.elements)
                 return None
+            if isinstance(target, cst.Name) and self._owned(value):
+                self.weights.add(target.value)
+                out.append(line)
+                return None
             return self._append(line, out)
         if isinstance(line, cst.SimpleStatementLine) and len(line.body) == 1 and isinstance(line.body[0], cst.Expr):
             call = line.body[0].value
@@ -162,13 +230,65 @@ class _Plan:
                 and call.func.attr.value == "index_add_"
             ):
                 self.output = code(call.func.value)
-                value = self._rewritten(call.args[2].value)
-                if isinstance(value, str):
-                    return value
-                summed = statement(f"{self.output} = sum_over_choices(VALUE, {self.index})", VALUE=self._cast(value))
+                added = self._rewritten(call.args[2].value)
+                if isinstance(added, str):
+                    return added
+                summed = statement(f"{self.output} = sum_over_choices(VALUE, {self.index})", VALUE=self._cast(added))
                 out.append(summed)
                 return None
         return f"`{code(line)}`"
+
+    def _choose(self, line: cst.If, out: list[cst.BaseStatement]) -> str | None:
+        """``if expert >= limit: x = a; else: ...; x = b`` computes both for every row and keeps one of them."""
+        tests = _alternatives(line.test)
+        limits = [limit for test in tests if (limit := self._limit(test)) is not None]
+        others = [test for test in tests if self._limit(test) is None]
+        first = statements(line)
+        bound = assignment(first[0]) if len(first) == 1 else None
+        if len(limits) != 1 or bound is None or not isinstance(line.orelse, cst.Else):
+            return f"`{code(line.test)}`"
+        if any(self.expert in names(test) for test in others) or self.expert in names(bound[1]):
+            return f"`{code(line.test)}`"
+        inner: list[cst.BaseStatement] = []
+        for other in statements(line.orelse):
+            problem = self.take(other, inner)
+            if problem is not None:
+                return problem
+        last = assignment(inner[-1]) if inner else None
+        first_value = self._rewritten(bound[1])
+        if not isinstance(first_value, cst.BaseExpression) or last is None or code(last[0]) != code(bound[0]):
+            return f"`{code(line.test)}`"
+        # an expert beyond the limit has no weights: its rows take the last one's, and are dropped
+        known = f"{self.expert}_in_range"
+        inner = [_renamed(s, self.expert, known) for s in inner]
+        inner.insert(0, statement(f"{known} = {self.expert}.clamp(max=LIMIT - 1)", LIMIT=limits[0]))
+        chosen = f"torch.where(({self.expert} >= LIMIT).unsqueeze(-1), FIRST, SECOND)"
+        inner.append(
+            statement(f"RESULT = {chosen}", RESULT=bound[0], LIMIT=limits[0], FIRST=first_value, SECOND=bound[0])
+        )
+        if not others:
+            out += inner
+            return None
+        test = others[0]
+        for another in others[1:]:
+            test = cst.BooleanOperation(test, cst.Or(), another)
+        alone = statement("RESULT = FIRST", RESULT=bound[0], FIRST=first_value)
+        out.append(
+            cst.If(
+                test=test,
+                body=cst.IndentedBlock([alone]),
+                orelse=cst.Else(body=cst.IndentedBlock(inner)),
+                leading_lines=line.leading_lines,
+            )
+        )
+        return None
+
+    def _limit(self, test: cst.BaseExpression) -> cst.BaseExpression | None:
+        """``limit`` of ``expert >= limit``."""
+        if not isinstance(test, cst.Comparison) or len(test.comparisons) != 1 or code(test.left) != self.expert:
+            return None
+        compared = test.comparisons[0]
+        return compared.comparator if isinstance(compared.operator, cst.GreaterThanEqual) else None
 
     def _append(self, line: cst.BaseStatement, out: list[cst.BaseStatement]) -> str | None:
         rewritten = self._rewritten(line)
@@ -179,7 +299,7 @@ class _Plan:
         return None
 
     def _rewritten(self, node: cst.CSTNode) -> cst.CSTNode | str:
-        changes: dict[cst.CSTNode, cst.CSTNode] = {}
+        changes: dict[cst.CSTNode, Replacement] = {}
         for found in find(node, cst.BaseExpression):
             if (
                 isinstance(found, cst.Call)
@@ -204,6 +324,11 @@ class _Plan:
                     self.hidden = code(found.value)
                 else:
                     changes[found] = expression("WEIGHTS.reshape(-1, 1)", WEIGHTS=found.value)
+        for call in find(node, cst.Call):
+            # a weight that is one matrix for each row now goes to a class that knows, or to nobody
+            handed_on = call.func not in changes and any(code(a.value) in self.weights for a in call.args)
+            if handed_on and not takes_expert_weights(self.site.module, self.site.cls, call, self.weights):
+                return f"`{code(call)}`"
         result = replaced(node, changes)
         for name in (self.token, self.position):
             if name is not None and name in names(result):
@@ -219,8 +344,19 @@ class _Plan:
     def _passes_expert(self, call: cst.Call) -> bool:
         return any(isinstance(a.value, cst.Name) and a.value.value == self.expert for a in call.args)
 
+    def _owned(self, value: cst.BaseExpression) -> bool:
+        """``<all weights>[expert_idx]``, taken out of the product it goes into."""
+        return (
+            isinstance(value, cst.Subscript)
+            and len(value.slice) == 1
+            and code(value.slice[0].slice) == self.expert
+            and not names(value.value) & {self.token, self.position, self.expert}
+        )
+
     def _of_expert(self, node: cst.BaseExpression) -> bool:
-        """``self.weights[expert_idx]``."""
+        """``self.weights[expert_idx]``, or a name for it."""
+        if isinstance(node, cst.Name):
+            return node.value in self.weights
         return (
             isinstance(node, cst.Subscript)
             and self_attribute(node.value) is not None
@@ -234,12 +370,23 @@ class _Plan:
     def _cast(self, value: cst.CSTNode) -> cst.BaseExpression:
         """``x.to(final.dtype)`` reads the buffer that is gone; it had the dtype of the hidden states."""
         assert isinstance(value, cst.BaseExpression)
-        changes = {
+        changes: dict[cst.CSTNode, Replacement] = {
             n: cst.parse_expression(f"{self.hidden}.dtype")
             for n in find(value, cst.Attribute)
             if code(n) == f"{self.output}.dtype" and self.hidden is not None
         }
         return replaced(value, changes)
+
+
+def _alternatives(test: cst.BaseExpression) -> list[cst.BaseExpression]:
+    """``a``, ``b``, ``c`` of ``a or b or c``."""
+    if isinstance(test, cst.BooleanOperation) and isinstance(test.operator, cst.Or):
+        return [*_alternatives(test.left), *_alternatives(test.right)]
+    return [test]
+
+
+def _renamed(line: cst.BaseStatement, old: str, new: str) -> cst.BaseStatement:
+    return replaced(line, {n: cst.Name(new) for n in find(line, cst.Name) if n.value == old})
 
 
 def _calls(node: cst.CSTNode) -> set[str]:

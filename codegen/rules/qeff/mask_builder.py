@@ -97,7 +97,7 @@ class CaseModel:
         for name in find(function.body, cst.Name):
             if name.value in used and id(name) not in understood:
                 return self._refuse(site, name)
-        return Edits(edits, {name: SOURCE for name in used})
+        return Edits(edits, dict.fromkeys(used, SOURCE))
 
     def _refuse(self, site: Site, node: cst.CSTNode) -> Match:
         line = next((s for s in every_statement(site.function.body) if any(n is node for n in _deep(s))), site.function)

@@ -1,0 +1,262 @@
+"""``regraft`` and ``python -m codegen``: the commands, and nothing but the commands."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from codegen import store
+from codegen.diagnostics import InputError
+from codegen.generation import FileState, Tree, build
+from codegen.presentation import progress, say, warn
+from codegen.source import open_release
+
+ROOT = Path(__file__).parent.parent / "generated"
+FRESH, DIFFERENT, UNUSABLE = 0, 1, 2
+
+app = typer.Typer(
+    help="Derives inference and training variants of Hugging Face causal LMs from upstream's own source text.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    epilog="Exit codes: 0 done and as expected; 1 something differs (new refusal, not fresh, verification failed);"
+    " 2 unusable input or options; 130 interrupted.",
+)
+
+Families = Annotated[
+    list[str] | None, typer.Argument(help="Model types; all of upstream's mapping when none is named.")
+]
+OneFamily = Annotated[str, typer.Argument(help="A model type of upstream's causal-LM mapping.")]
+Source = Annotated[
+    Path | None, typer.Option(help="A wheel file or a folder with upstream's source, instead of the installed one.")
+]
+Out = Annotated[Path, typer.Option(help="The generated tree.")]
+Jobs = Annotated[int, typer.Option(min=1, help="Processes.")]
+Json = Annotated[bool, typer.Option("--json", help="Write one JSON document to standard output, nothing else.")]
+TargetName = Annotated[str, typer.Option(help="The set of variants.")]
+
+CPUS = os.cpu_count() or 1
+
+
+@app.command()
+def generate(
+    families: Families = None,
+    source: Source = None,
+    out: Out = ROOT,
+    jobs: Jobs = CPUS,
+    as_json: Json = False,
+    discard_edits: Annotated[bool, typer.Option(help="Overwrite files that were edited by hand.")] = False,
+) -> None:
+    """Compile families and write what changed, all of it or nothing."""
+    with progress("compiling", quiet=as_json) as bar:
+        tree = build(open_release(source), out, families or (), jobs, bar.planned, lambda c: bar.done(c.stem))
+    edited = tree.in_state(FileState.HAND_EDITED)
+    if edited and not discard_edits:
+        raise InputError(
+            f"edited by hand: {', '.join(edited)}. Nothing was written. Move the change into a rule,"
+            " or pass --discard-edits to overwrite"
+        )
+    changes = store.plan(out, tree.files, tree.owned)
+    store.commit(out, changes)
+    refused = tree.newly_refused()
+    report = {
+        "upstream": tree.version,
+        "created": list(changes.created),
+        "updated": list(changes.updated),
+        "removed": list(changes.orphaned),
+        "unchanged": len(changes.unchanged),
+        "compiled_files": len(tree.compiled) - tree.reused,
+        "generated": _count(tree, "generated"),
+        "refused": _count(tree, "refused"),
+        "newly_refused": refused,
+    }
+    if as_json:
+        _print_json(report)
+    else:
+        say(
+            f"transformers {tree.version}: {report['generated']} families generated, {report['refused']} refused;"
+            f" {len(changes.created)} files created, {len(changes.updated)} updated, {len(changes.orphaned)} removed,"
+            f" {len(changes.unchanged)} unchanged"
+        )
+        for name in refused:
+            warn(f"newly refused: {name} (regraft inspect {name})")
+    raise typer.Exit(DIFFERENT if refused else FRESH)
+
+
+@app.command()
+def check(
+    source: Source = None,
+    out: Out = ROOT,
+    jobs: Jobs = CPUS,
+    as_json: Json = False,
+    cold: Annotated[bool, typer.Option(help="Compile everything again, whatever the manifest says.")] = False,
+) -> None:
+    """Compare the generated tree with what the compiler would write: fresh, stale, missing, orphaned, hand-edited."""
+    with progress("checking", quiet=as_json) as bar:
+        release = open_release(source)
+        tree = build(release, out, (), jobs, bar.planned, lambda c: bar.done(c.stem), trust_manifest=not cold)
+    different = {path: state for path, state in tree.states.items() if state is not FileState.FRESH}
+    if as_json:
+        _print_json({path: state.value for path, state in tree.states.items()})
+    elif not different:
+        say(f"{len(tree.states)} files are fresh")
+    else:
+        from codegen.presentation import show_diff
+
+        for path, state in different.items():
+            warn(f"{state.value}: {path}")
+            show_diff(out / path, tree.files.get(path, ""), path)
+        say("run: regraft generate")
+    raise typer.Exit(DIFFERENT if different else FRESH)
+
+
+@app.command()
+def diff(family: OneFamily, source: Source = None, target: TargetName = "qeff", as_json: Json = False) -> None:
+    """Upstream's classes against their variants, as a unified diff."""
+    from codegen.review import class_diffs
+
+    diffs = class_diffs(open_release(source), family, target)
+    if as_json:
+        _print_json({name: text for name, text in diffs})
+        return
+    from codegen.presentation import show_diff_text
+
+    show_diff_text("\n".join(text for _, text in diffs))
+
+
+@app.command()
+def inspect(family: OneFamily, source: Source = None, target: TargetName = "qeff", as_json: Json = False) -> None:
+    """What was recognized, with its evidence, and what each rule does to each class."""
+    from codegen.review import inspection
+
+    facts = inspection(open_release(source), family, target)
+    if as_json:
+        _print_json(facts.as_dict())
+        return
+    from codegen.presentation import show_inspection
+
+    show_inspection(facts)
+    raise typer.Exit(DIFFERENT if facts.refused else FRESH)
+
+
+@app.command()
+def explain(
+    place: Annotated[str, typer.Argument(help="A generated file, or FILE:LINE.", metavar="FILE[:LINE]")],
+    source: Source = None,
+    out: Out = ROOT,
+    as_json: Json = False,
+) -> None:
+    """Which rules and which upstream lines made a generated file, or one of its lines."""
+    from codegen.review import explanations
+
+    found = explanations(open_release(source), place, out)
+    if as_json:
+        _print_json([e.as_dict() for e in found])
+        return
+    from codegen.presentation import show_explanations
+
+    show_explanations(found)
+
+
+@app.command()
+def verify(
+    families: Families = None,
+    every: Annotated[bool, typer.Option("--all", help="Every generated family.")] = False,
+    stages: Annotated[str, typer.Option(help="Of hf (upstream), kv (torch), ort (ONNX Runtime).")] = "hf,kv,ort",
+    cases: Annotated[str, typer.Option(help="Names of cases, comma separated; all when empty.")] = "",
+    jobs: Jobs = CPUS,
+    seed: Annotated[int, typer.Option(help="Of the random weights and prompts.")] = 0,
+    time_limit: Annotated[float, typer.Option(help="Seconds per family.")] = 900.0,
+    record: Annotated[bool, typer.Option(help="Record the results in VERIFIED.toml and COVERAGE.md.")] = False,
+    out: Out = ROOT,
+    as_json: Json = False,
+) -> None:
+    """Compare variants with unmodified upstream: logits and tokens, in torch and ONNX Runtime."""
+    from codegen.verification import run_verification
+
+    if bool(families) == every:
+        raise InputError("name families, or pass --all")
+    passed = run_verification(
+        families or [],
+        tuple(s for s in stages.split(",") if s),
+        tuple(c for c in cases.split(",") if c),
+        jobs,
+        seed,
+        time_limit,
+        record,
+        out,
+        as_json,
+    )
+    raise typer.Exit(FRESH if passed else DIFFERENT)
+
+
+@app.command()
+def coverage(out: Out = ROOT, as_json: Json = False) -> None:
+    """Every type of upstream's mapping: verified, generated, or refused with the reason."""
+    from codegen.review import coverage_rows
+
+    rows = coverage_rows(out)
+    if as_json:
+        _print_json({target: [row.as_dict() for row in listed] for target, listed in rows.items()})
+        return
+    from codegen.presentation import show_coverage
+
+    show_coverage(rows)
+
+
+@app.command()
+def rules(
+    rule: Annotated[str | None, typer.Argument(help="One rule's id, for its reason and examples.")] = None,
+    as_json: Json = False,
+) -> None:
+    """The rules of every target, in pipeline order, or one of them with its examples."""
+    from codegen.review import rule_list
+
+    found = rule_list(rule)
+    if as_json:
+        _print_json([r.as_dict() for r in found])
+        return
+    from codegen.presentation import show_rules
+
+    show_rules(found, in_full=rule is not None)
+
+
+def _count(tree: Tree, what: str) -> int:
+    return len(
+        {
+            f.model_type
+            for c in tree.compiled
+            for f in (c.generated if what == "generated" else [r for r, _ in c.refused])
+        }
+    )
+
+
+def _print_json(value: Any) -> None:
+    json.dump(value, sys.stdout, indent=2)
+    sys.stdout.write("\n")
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    warn(message)
+    raise SystemExit(code)
+
+
+def main() -> None:
+    """The console entry point: one place that turns unusable input and interruption into messages and exit codes."""
+    try:
+        app()
+    except (InputError, store.StoreError) as error:
+        _fail(f"regraft: {error}", UNUSABLE)
+    except KeyboardInterrupt:
+        _fail("regraft: interrupted; the generated tree is as it was", 130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        raise SystemExit(0) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""What commands show on a terminal: progress, tables, diffs. Plain lines when the output is not a terminal."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+
+if TYPE_CHECKING:
+    from codegen.emit.coverage import Row
+    from codegen.review import Explanation, Inspection, RuleFacts
+
+OUT = Console(highlight=False, soft_wrap=True)
+ERR = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def say(text: str) -> None:
+    OUT.print(escape(text))
+
+
+def warn(text: str) -> None:
+    """To standard error, so that ``--json`` output stays clean."""
+    ERR.print(escape(text), style="yellow")
+
+
+class Bar:
+    """Hears how much there is to do and what is done."""
+
+    def planned(self, count: int) -> None:
+        """``count`` files will be compiled."""
+
+    def done(self, name: str) -> None:
+        """One of them is."""
+
+
+@contextmanager
+def progress(label: str, quiet: bool) -> Iterator[Bar]:
+    """A progress bar on a terminal; otherwise a line every 20 files on standard error, and nothing when quiet."""
+    if quiet:
+        yield Bar()
+    elif ERR.is_terminal:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[name]}"),
+        )
+        with Progress(*columns, console=ERR, transient=True) as shown:
+            task = shown.add_task(label, total=None, name="")
+
+            class Rich(Bar):
+                def planned(self, count: int) -> None:
+                    shown.update(task, total=count)
+
+                def done(self, name: str) -> None:
+                    shown.update(task, advance=1, name=name)
+
+            yield Rich()
+    else:
+
+        class Plain(Bar):
+            total = seen = 0
+
+            def planned(self, count: int) -> None:
+                self.total = count
+
+            def done(self, name: str) -> None:
+                self.seen += 1
+                if self.seen % 20 == 0 or self.seen == self.total:
+                    print(f"{label}: {self.seen}/{self.total}", file=sys.stderr)
+
+        yield Plain()
+
+
+def show_diff(path: Path, wanted: str, label: str) -> None:
+    """The file on disk against the text the compiler would write."""
+    now = path.read_text("utf-8", errors="replace").splitlines() if path.is_file() else []
+    lines = list(difflib.unified_diff(now, wanted.splitlines(), f"on disk/{label}", f"compiled/{label}", lineterm=""))
+    show_diff_text("\n".join(lines[:60] + (["..."] if len(lines) > 60 else [])))
+
+
+def show_diff_text(text: str) -> None:
+    if not OUT.is_terminal:
+        print(text)
+        return
+    from rich.syntax import Syntax
+
+    with OUT.pager(styles=True):
+        OUT.print(Syntax(text, "diff", theme="ansi_dark", background_color="default"))
+
+
+def show_inspection(facts: Inspection) -> None:
+    say(f"{facts.family}: {facts.head} in {facts.path}")
+    for cls in facts.classes:
+        say(f"  {cls.role:<10} {cls.name}  ({cls.place})")
+        for call in cls.carries_to:
+            say(f"             carries the cache by {call}")
+        for rule in cls.rules:
+            say(f"             {rule}")
+    for name, rules in facts.functions:
+        say(f"  function   {name}: {', '.join(rules)}")
+    for name, place in facts.rotaries:
+        say(f"  rotary     {name}  ({place})")
+    for name, scale, place in facts.norms:
+        say(f"  norm       {name}: {scale}  ({place})")
+    for field, kind, lines in facts.switches:
+        say(f"  switch     {field} ({kind}), lines {', '.join(map(str, lines[:6]))}")
+    for diagnostic in facts.refused:
+        warn(f"  refused    {diagnostic}")
+
+
+def show_explanations(found: Sequence[Explanation]) -> None:
+    if not found:
+        say("no rule made this line: it is an import, a docstring or layout of the emitter")
+    for one in found:
+        say(f"{one.rule}: {one.why}\n  from {one.upstream}")
+        if one.before != one.after:
+            for line in one.before.splitlines():
+                OUT.print(escape(f"  - {line}"), style="red")
+            for line in one.after.splitlines():
+                OUT.print(escape(f"  + {line}"), style="green")
+
+
+def show_coverage(rows: Mapping[str, Sequence[Row]]) -> None:
+    from rich.table import Table
+
+    for target, listed in rows.items():
+        table = Table(title=target)
+        for column in ("type", "state", "cases", "torch error", "ORT error", "note"):
+            table.add_column(column, overflow="fold")
+        for row in listed:
+            record = row.record
+            numbers = (
+                ["", "", ""]
+                if record is None
+                else [str(record.cases), *("" if e is None else f"{e:.1e}" for e in (record.kv, record.ort))]
+            )
+            table.add_row(row.family, row.state.value, *numbers, escape(row.note))
+        OUT.print(table)
+        states = [row.state.value for row in listed]
+        say(", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states)))
+
+
+def show_rules(found: Sequence[RuleFacts], in_full: bool) -> None:
+    for rule in found:
+        say(f"{rule.id}: {rule.summary}")
+        if in_full:
+            say(f"  why: {rule.why}\n  looks at: {', '.join(rule.roles)}\n  must apply: {rule.expects}")
+            for source, outcome in rule.cases:
+                say(f"\n  case:\n{_indented(source)}\n  becomes:\n{_indented(outcome)}")
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"    {line}" for line in text.splitlines())

@@ -1,0 +1,289 @@
+"""What reviewers ask: upstream against variant, what was recognized, which rule made a line."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from codegen.derive import AppliedEdit, EmittedModule, derive
+from codegen.diagnostics import Diagnostic, InputError, Refused
+from codegen.discovery import Family, discover
+from codegen.driver import compile_text
+from codegen.emit import coverage, manifest, verified
+from codegen.emit.coverage import Row
+from codegen.generation import select
+from codegen.recognize.family import recognize
+from codegen.rules.base import Rule
+from codegen.source import Release
+from codegen.targets import TARGETS
+from codegen.upstream import UpstreamModule
+
+
+def class_diffs(release: Release, family: str, target: str) -> list[tuple[str, str]]:
+    """``(variant class, unified diff of the methods it overrides)``. Raises InputError when the family is refused."""
+    found = _family(release, family)
+    text = release.text(found.path)
+    compiled = compile_text(text, found.path, (found,), _target(target))
+    if compiled.text is None:
+        raise InputError("\n".join(str(d) for _, diagnostics in compiled.refused for d in diagnostics))
+    upstream, variant = ast.parse(text), ast.parse(compiled.text)
+    result = []
+    for node in variant.body:
+        if not isinstance(node, ast.ClassDef | ast.FunctionDef):
+            continue
+        name = node.name.removeprefix(TARGETS[target].prefix)
+        origin = next((n for n in upstream.body if getattr(n, "name", None) == name), None)
+        if origin is None:
+            continue
+        methods = (
+            {m.name for m in node.body if isinstance(m, ast.FunctionDef)} if isinstance(node, ast.ClassDef) else None
+        )
+        before = _source_of(text, origin, methods)
+        after = _source_of(compiled.text, node, methods)
+        lines = difflib.unified_diff(
+            before, after, f"upstream/{found.path}:{name}", f"{target}/{compiled.stem}.py:{node.name}", n=2, lineterm=""
+        )
+        result.append((node.name, "\n".join(lines)))
+    return result
+
+
+def _source_of(text: str, node: ast.AST, methods: set[str] | None) -> list[str]:
+    """The lines of a function, or of a class's head and of the methods named; upstream's docstrings left out."""
+    lines = text.splitlines()
+    if not isinstance(node, ast.ClassDef) or methods is None:
+        return _without_docstring(lines, node)
+    result = [lines[node.lineno - 1]]
+    for member in node.body:
+        if isinstance(member, ast.FunctionDef) and member.name in methods:
+            result += ["", *_without_docstring(lines, member)]
+    return result
+
+
+def _without_docstring(lines: list[str], node: ast.AST) -> list[str]:
+    assert isinstance(node, ast.FunctionDef)
+    skipped: set[int] = set()
+    first = node.body[0]
+    if ast.get_docstring(node) is not None and first.end_lineno is not None:
+        skipped = set(range(first.lineno, first.end_lineno + 1))
+    return [lines[i - 1] for i in range(node.lineno, (node.end_lineno or node.lineno) + 1) if i not in skipped]
+
+
+@dataclass(frozen=True)
+class ClassFacts:
+    """A class below the head: its role, where it stands, which calls carry the cache on, and what each rule did."""
+
+    name: str
+    role: str
+    place: str
+    carries_to: tuple[str, ...]
+    rules: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """Facts of one family with their evidence. ``refused`` holds the diagnostics when it has no variant."""
+
+    family: str
+    head: str
+    path: str
+    classes: tuple[ClassFacts, ...] = ()
+    norms: tuple[tuple[str, str, str], ...] = ()
+    rotaries: tuple[tuple[str, str], ...] = ()
+    functions: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    switches: tuple[tuple[str, str, tuple[int, ...]], ...] = ()
+    refused: tuple[Diagnostic, ...] = ()
+
+    def as_dict(self) -> dict[str, object]:
+        return {**asdict(self), "refused": [d.as_dict() for d in self.refused]}
+
+
+def inspection(release: Release, family: str, target: str) -> Inspection:
+    """What the compiler knows of a family; what it could not derive is in ``refused``."""
+    from codegen.recognize.switches import config_switches
+
+    found = _family(release, family)
+    module = UpstreamModule(found.path, release.text(found.path))
+    try:
+        ir = recognize(module, ((found.model_type, found.head),))
+    except Refused as error:
+        return Inspection(family, found.head, found.path, refused=error.diagnostics)
+    refused: tuple[Diagnostic, ...] = ()
+    applied: dict[str, tuple[str, ...]] = {}
+    functions: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    try:
+        emitted = derive(module, ir, TARGETS[_target(target)])
+        applied = {v.upstream: tuple(r.id for r in v.rules) for v in emitted.variants}
+        functions = tuple((f.node.name.value, tuple(r.id for r in f.rules)) for f in emitted.functions)
+    except Refused as error:
+        refused = error.diagnostics
+    classes = []
+    for name in ir.reachable:
+        carrier = ir.carrier(name)
+        if carrier is None and name not in applied:
+            continue
+        calls = tuple(f"self.{a} -> {', '.join(c)}" for a, c in carrier.calls) if carrier is not None else ()
+        role = carrier.role.value if carrier is not None else "part"
+        classes.append(ClassFacts(name, role, str(module.span(name)), calls, applied.get(name, ())))
+    return Inspection(
+        family,
+        found.head,
+        found.path,
+        tuple(classes),
+        tuple((n.name, n.scale.value, str(module.span(n.method))) for n in ir.norms),
+        tuple((r.name, str(module.span(r.method))) for r in ir.rotaries),
+        functions,
+        tuple((s.field, s.kind.value, s.lines) for s in config_switches(module.ast, ir.reachable)),
+        refused,
+    )
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """One edit: where in upstream, by which rule and why, and the text before and after."""
+
+    rule: str
+    why: str
+    upstream: str
+    before: str
+    after: str
+
+    def as_dict(self) -> dict[str, str]:
+        return asdict(self)
+
+
+def explanations(release: Release, place: str, root: Path) -> list[Explanation]:
+    """For ``FILE`` every edit; for ``FILE:LINE`` those that made the line, or where an untouched line comes from."""
+    name, _, number = place.partition(":")
+    if number and not number.isdigit():
+        raise InputError(f"{place}: the line is a number")
+    path = Path(name)
+    remembered = manifest.read(root / manifest.NAME)
+    entries = remembered.entries.values() if remembered is not None else ()
+    entry = next(
+        (e for e in entries if e.output and path.parts[-2:] == (e.compiled.target, f"{e.compiled.stem}.py")), None
+    )
+    if entry is None:
+        raise InputError(f"{name} is not a generated file of {root}")
+    families = entry.compiled.generated
+    module = UpstreamModule(entry.compiled.path, release.text(entry.compiled.path))
+    target = TARGETS[entry.compiled.target]
+    try:
+        emitted = derive(module, recognize(module, tuple((f.model_type, f.head) for f in families)), target)
+    except Refused as error:
+        raise InputError(str(error)) from None
+    known = {step.rule.id: step.rule for step in target.steps}
+    if not number:
+        return [_explained(module, known, edit) for edit in emitted.edits]
+    text = (root / entry.compiled.target / f"{entry.compiled.stem}.py").read_text("utf-8")
+    return _of_line(emitted, known, text, int(number))
+
+
+def _explained(module: UpstreamModule, known: dict[str, Rule], edit: AppliedEdit) -> Explanation:
+    return Explanation(edit.rule, known[edit.rule].why, str(module.span(edit.where)), edit.before, edit.after)
+
+
+def _of_line(emitted: EmittedModule, known: dict[str, Rule], text: str, number: int) -> list[Explanation]:
+    """Edits whose new text holds the statement at the line, narrowest method first."""
+    lines = text.splitlines()
+    if not 1 <= number <= len(lines):
+        raise InputError(f"the file has {len(lines)} lines")
+    owner = None
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ClassDef) and node.lineno <= number <= (node.end_lineno or 0):
+            for member in node.body:
+                if isinstance(member, ast.FunctionDef) and member.lineno <= number <= (member.end_lineno or 0):
+                    owner = (node.name.removeprefix(emitted.target.prefix), member.name)
+        elif isinstance(node, ast.FunctionDef) and owner is None and node.col_offset == 0:
+            if node.lineno <= number <= (node.end_lineno or 0):
+                owner = ("", node.name)
+    wanted = _squeezed(lines[number - 1])
+    if owner is None or not wanted:
+        return []
+    owners = emitted.module.bases(owner[0]) or ("",)
+    places = {f"{o}.{owner[1]}" if o else owner[1] for o in owners}
+    made = [e for e in emitted.edits if e.where in places and e.after and wanted in _squeezed(e.after)]
+    if made:
+        return [_explained(emitted.module, known, e) for e in made]
+    module = emitted.module
+    method = module.method(owner[0], owner[1]) if owner[0] else None
+    where = f"{method.owner}.{owner[1]}" if method is not None else owner[1]
+    return [
+        Explanation(
+            "(upstream)",
+            "the line is upstream's own",
+            str(module.span(where)),
+            lines[number - 1].strip(),
+            lines[number - 1].strip(),
+        )
+    ]
+
+
+def _squeezed(text: str) -> str:
+    """Without blanks and trailing commas, since the formatter breaks lines as it likes."""
+    return "".join(text.split()).rstrip(",")
+
+
+def coverage_rows(root: Path) -> dict[str, list[Row]]:
+    """The coverage table from what is on disk; nothing is compiled. Raises InputError when nothing was generated."""
+    remembered = manifest.read(root / manifest.NAME)
+    if remembered is None:
+        raise InputError(f"{root} holds no manifest; run regraft generate")
+    records = verified.read(root / verified.NAME)
+    result = {}
+    for target in TARGETS:
+        entries = [e for (t, _), e in remembered.entries.items() if t == target]
+        digests = {e.compiled.path: e.output for e in entries}
+        result[target] = coverage.rows([e.compiled for e in entries], digests, records.get(target, {}))
+    return result
+
+
+@dataclass(frozen=True)
+class RuleFacts:
+    """A rule as ``regraft rules`` shows it."""
+
+    id: str
+    target: str
+    roles: tuple[str, ...]
+    expects: str
+    summary: str
+    why: str
+    cases: tuple[tuple[str, str], ...]
+
+    def as_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+
+def rule_list(wanted: str | None) -> list[RuleFacts]:
+    """All rules in pipeline order, or the one named. Raises InputError for an unknown id."""
+    result = []
+    for target in TARGETS.values():
+        for step in target.steps:
+            rule = step.rule
+            cases = tuple(
+                (
+                    c.source.strip(),
+                    c.after.strip() if c.after else f"refused: {c.refuses}" if c.refuses else "left as it is",
+                )
+                for c in rule.cases
+            )
+            roles = tuple(sorted(r.value for r in rule.roles))
+            result.append(RuleFacts(rule.id, target.name, roles, step.expect.value, rule.summary, rule.why, cases))
+    if wanted is None:
+        return result
+    chosen = [r for r in result if r.id == wanted]
+    if not chosen:
+        near = difflib.get_close_matches(wanted, [r.id for r in result], n=3)
+        raise InputError(f"no rule {wanted}" + (f"; did you mean {', '.join(near)}?" if near else ""))
+    return chosen
+
+
+def _family(release: Release, name: str) -> Family:
+    return select(discover(release), [name])[0]
+
+
+def _target(name: str) -> str:
+    if name not in TARGETS:
+        raise InputError(f"no target {name}; there are {', '.join(TARGETS)}")
+    return name

@@ -1,0 +1,97 @@
+"""``regraft verify``: hands the families to the runtime's verifier, and records what it found."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from codegen import store
+from codegen.diagnostics import InputError
+from codegen.emit import coverage, manifest, verified
+from codegen.generation import coverage_name
+from codegen.presentation import ERR, OUT
+from codegen.review import coverage_rows
+
+if TYPE_CHECKING:
+    from runtime.verify.results import FamilyResult
+
+TARGET = "qeff"
+
+
+def run_verification(
+    families: Sequence[str],
+    stages: tuple[str, ...],
+    cases: tuple[str, ...],
+    jobs: int,
+    seed: int,
+    time_limit: float,
+    record: bool,
+    out: Path,
+    as_json: bool,
+) -> bool:
+    """Whether every family passed. The runtime is imported here and nowhere else in the compiler."""
+    from runtime.verify.report import Reporter, summary, table
+    from runtime.verify.results import to_json
+    from runtime.verify.run import requests_for
+    from runtime.verify.run import verify as verify_families
+
+    remembered = manifest.read(out / manifest.NAME)
+    generated = (
+        sorted({f.model_type for e in remembered.entries.values() for f in e.compiled.generated}) if remembered else []
+    )
+    wanted = list(families) or generated
+    if not wanted:
+        raise InputError(f"{out} holds no generated family; run regraft generate")
+    try:
+        requests_for(wanted, stages, cases, seed)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    with Reporter(ERR, len(wanted)) as reporter:
+        results = verify_families(wanted, stages, jobs, cases, seed, time_limit=time_limit, on_event=reporter)
+    if as_json:
+        sys.stdout.write(to_json(results))
+    else:
+        OUT.print(table(results, stages))
+        OUT.print(summary(results))
+    if record:
+        _record(results, stages, cases, out)
+    return all(r.status.value == "passed" for r in results)
+
+
+def _record(results: Sequence[FamilyResult], stages: tuple[str, ...], cases: tuple[str, ...], out: Path) -> None:
+    """Adds the results to VERIFIED.toml and renders COVERAGE.md from it. Only complete runs count."""
+    if cases or set(stages) != {"hf", "kv", "ort"}:
+        raise InputError("only a run of all cases and all stages can be recorded")
+    remembered = manifest.read(out / manifest.NAME)
+    if remembered is None:
+        raise InputError(f"{out} holds no manifest; run regraft generate")
+    outputs = {f.model_type: e.output for e in remembered.entries.values() for f in e.compiled.generated}
+    records = {target: dict(rows) for target, rows in verified.read(out / verified.NAME).items()}
+    mine = records.setdefault(TARGET, {})
+    for result in results:
+        if result.family in outputs:
+            mine[result.family] = _of(result, outputs[result.family])
+    for gone in set(mine) - set(outputs):
+        del mine[gone]
+    text = verified.render("regraft verify --all --record", records)
+    store.commit(out, store.plan(out, {verified.NAME: text}, ()))
+    page = coverage.render(remembered.version, coverage_rows(out))
+    store.commit(out, store.plan(out, {coverage_name(): page}, ()))
+
+
+def _of(result: FamilyResult, output: str) -> verified.Record:
+    bad = [c for c in result.cases if c.status.value not in ("passed", "upstream refuses")]
+    note = "; ".join(f"{c.case}: {c.message}" for c in bad[:3]) or (
+        result.message if result.status.value != "passed" else ""
+    )
+    ran = sum(1 for c in result.cases if c.status.value == "passed")
+    return verified.Record(
+        output,
+        result.status.value == "passed",
+        ran,
+        result.worst("kv"),
+        result.worst("ort"),
+        " ".join(note.split())[:200],
+    )
