@@ -1,1 +1,1 @@
-"""The compiler: reads upstream's text, derives variants, writes ``generated/``. Imports neither torch nor transformers."""
+"""The compiler: reads upstream's text, derives variants, writes ``generated/``. Imports no torch, no transformers."""

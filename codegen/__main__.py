@@ -121,7 +121,7 @@ def diff(family: OneFamily, source: Source = None, target: TargetName = "qeff", 
 
     diffs = class_diffs(open_release(source), family, target)
     if as_json:
-        _print_json({name: text for name, text in diffs})
+        _print_json(dict(diffs))
         return
     from codegen.presentation import show_diff_text
 

@@ -1,4 +1,4 @@
-"""The pipeline as one readable function: a release's text in, the text of ``generated/`` out. Touches no disk but upstream's."""
+"""The pipeline, readable in one place: a release's text in, the text of a target's modules out. Writes nothing."""
 
 from __future__ import annotations
 

@@ -47,10 +47,15 @@ def _fields(kind: type[cst.CSTNode]) -> tuple[str, ...]:
     )
 
 
-@cache
+_SUBCLASSES: dict[tuple[type, type], bool] = {}
+
+
 def _is_a(kind: type, wanted: type) -> bool:
-    """``issubclass`` by type: LibCST's abstract base classes make every ``isinstance`` slow."""
-    return issubclass(kind, wanted)
+    """``issubclass``, remembered: LibCST's abstract base classes make every ``isinstance`` slow."""
+    known = _SUBCLASSES.get((kind, wanted))
+    if known is None:
+        known = _SUBCLASSES[kind, wanted] = issubclass(kind, wanted)
+    return known
 
 
 def below(node: cst.CSTNode) -> list[cst.CSTNode]:
@@ -112,7 +117,7 @@ def names(node: cst.CSTNode) -> frozenset[str]:
         current = stack.pop()
         if isinstance(current, cst.Name):
             result.add(current.value)
-        elif isinstance(current, cst.Attribute) or isinstance(current, cst.Arg):
+        elif isinstance(current, cst.Attribute | cst.Arg):
             stack.append(current.value)
         elif isinstance(current, cst.Param):
             result.add(current.name.value)
@@ -204,8 +209,8 @@ def _filled(tree: Node, holes: Mapping[str, cst.BaseExpression]) -> Node:
     if not holes:
         return tree
     result = tree.visit(_Fill(holes))
-    assert isinstance(result, type(tree)) or isinstance(result, cst.BaseExpression)
-    return result  # type: ignore[return-value]
+    assert isinstance(result, cst.CSTNode)
+    return result
 
 
 class _Replace(cst.CSTTransformer):
@@ -217,10 +222,12 @@ class _Replace(cst.CSTTransformer):
     def on_visit(self, node: cst.CSTNode) -> bool:
         return id(node) not in self.replacements  # an edit inside a replaced node would be lost: it counts as missing
 
-    def on_leave(self, original_node: cst.CSTNode, updated_node: cst.CSTNode) -> Replacement:  # type: ignore[override]
+    def on_leave(  # type: ignore[override]
+        self, original_node: cst.CSTNode, updated_node: cst.CSTNode
+    ) -> Replacement:
         new = self.replacements.get(id(original_node))
         if new is None:
-            return super().on_leave(original_node, updated_node)  # type: ignore[return-value]
+            return updated_node
         self.done.add(id(original_node))
         return new
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ast
+import ast as python_ast
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -252,8 +252,8 @@ class UpstreamModule:
     # -- positions ----------------------------------------------------------------------------------------------
 
     @cached_property
-    def ast(self) -> ast.Module:
-        return ast.parse(self.text)
+    def ast(self) -> python_ast.Module:
+        return python_ast.parse(self.text)
 
     def span(self, where: str = "", node: cst.CSTNode | None = None) -> Span:
         """The place of ``Class.method`` or ``function``; with ``node``, of that node inside it."""
@@ -280,11 +280,14 @@ class UpstreamModule:
         start = positions[node].start
         return Span(self.path, line + start.line - positions[function.name].start.line, start.column + column)
 
-    def _definition(self, where: str) -> ast.FunctionDef | ast.ClassDef | None:
-        body: list[ast.stmt] = self.ast.body
-        found: ast.FunctionDef | ast.ClassDef | None = None
+    def _definition(self, where: str) -> python_ast.FunctionDef | python_ast.ClassDef | None:
+        body: list[python_ast.stmt] = self.ast.body
+        found: python_ast.FunctionDef | python_ast.ClassDef | None = None
         for part in where.split("."):
-            found = next((n for n in body if isinstance(n, ast.FunctionDef | ast.ClassDef) and n.name == part), None)
+            found = next(
+                (n for n in body if isinstance(n, python_ast.FunctionDef | python_ast.ClassDef) and n.name == part),
+                None,
+            )
             if found is None:
                 return None
             body = found.body

@@ -7,6 +7,7 @@ import symtable
 from collections.abc import Iterable
 
 import black
+from black.mode import TargetVersion
 
 from codegen.derive import DerivedFunction, EmittedModule, Variant
 from codegen.diagnostics import Diagnostic, Refused, Span
@@ -14,7 +15,7 @@ from codegen.ir import Role
 from codegen.syntax import code, docstring_removed
 from codegen.upstream import UpstreamModule
 
-MODE = black.Mode(line_length=119, target_versions={black.TargetVersion.PY311})
+MODE = black.Mode(line_length=119, target_versions={TargetVersion.PY311})
 TITLES = {
     Role.HEAD: "float32 logits of each row's last real token, and the updated buffers",
     Role.WRAPPER: "hands the cache's address on",

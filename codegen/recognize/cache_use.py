@@ -24,9 +24,8 @@ def unknown_uses(module: UpstreamModule, classes: tuple[str, ...]) -> list[Diagn
                 continue
             skipped = {
                 id(n)
-                for kind in (cst.If, cst.IfExp)
-                for branch in find(method.node.body, kind)
-                if names(branch.test) & CROSS
+                for branch in walk(method.node.body)
+                if isinstance(branch, cst.If | cst.IfExp) and names(branch.test) & CROSS
                 for n in walk(branch.body)
             }
             for attribute in find(method.node.body, cst.Attribute):

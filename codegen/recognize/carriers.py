@@ -162,7 +162,7 @@ def bound_by_loops(function: cst.FunctionDef) -> dict[str, str]:
 
 
 def called_attribute(call: cst.Call, loop_variables: dict[str, str]) -> str | None:
-    """The ``self`` attribute a call goes to: ``self.x(...)``, ``self.x[i](...)``, or a loop variable over ``self.x``."""
+    """The ``self`` attribute that is called: ``self.x(...)``, ``self.x[i](...)``, or by a loop variable."""
     func: cst.BaseExpression = call.func
     if isinstance(func, cst.Subscript):
         func = func.value

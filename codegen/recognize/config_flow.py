@@ -99,7 +99,9 @@ _PLAIN_BUILTINS = frozenset(
 """Builtins whose result is computed from their arguments alone."""
 _DEEPEST = 2
 """How deep configs are nested at most."""
-_ARITHMETIC_MODULES = frozenset({"math", "np", "numpy"})
+_VALUE_MODULES = frozenset({"copy", "math", "np", "numpy"})
+"""Modules whose functions compute from their arguments alone."""
+_LOOKUPS = frozenset({"get", "pop"})
 _LAYER_MODULES = frozenset({"nn", "torch.nn"})
 
 
@@ -599,16 +601,16 @@ class ConfigFlow:
         if module is not None and root(function) not in env and root(function) not in self.globals:
             if module in MESSAGES:
                 return _NOTHING
-            if module in _ARITHMETIC_MODULES or keeps_value(name):
+            if module in _VALUE_MODULES or keeps_value(name):
                 return self._values(node, env)
             if module in _LAYER_MODULES:
                 return self._layer(node, name, env)
-            if module not in self.methods:
+            if module not in self.methods and name not in _LOOKUPS:
                 return self._arguments(node, env, self._shape_use() if is_shaping(name) else Use.OPTION)
         base = self._eval(function.value, env)
         if any(isinstance(token, _Config) for token in base):
             return frozenset(token for token in base if isinstance(token, _Config))
-        if name in ("get", "pop") and node.args and not any(isinstance(token, _Instance) for token in base):
+        if name in _LOOKUPS and node.args and not any(isinstance(token, _Instance) for token in base):
             key, *rest = node.args
             default = frozenset().union(*(self._eval(argument, env) for argument in rest))
             if isinstance(key, ast.Constant) and isinstance(key.value, str):

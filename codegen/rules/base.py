@@ -81,11 +81,20 @@ class Case:
 class Rule(Protocol):
     """``match`` holds every condition and changes nothing; `rewrite` applies what it found and cannot fail."""
 
-    id: str
-    roles: frozenset[Role]
-    summary: str
-    why: str
-    cases: tuple[Case, ...]
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def roles(self) -> frozenset[Role]: ...
+
+    @property
+    def summary(self) -> str: ...
+
+    @property
+    def why(self) -> str: ...
+
+    @property
+    def cases(self) -> tuple[Case, ...]: ...
 
     def match(self, site: Site) -> Match: ...
 

@@ -57,10 +57,10 @@ def rms_norm(g: Any, input: Any, normalized_shape: Any, weight: Any = None, eps:
     Raises:
         SymbolicValueError: the norm spans more than one dimension.
     """
-    shape = symbolic_helper._get_const(normalized_shape, "is", "normalized_shape")
+    shape = _constant(normalized_shape, "is", "normalized_shape")
     if len(shape) != 1:
         raise torch.onnx.errors.SymbolicValueError("rms_norm over one dimension only", input)
-    epsilon = None if symbolic_helper._is_none(eps) else symbolic_helper._get_const(eps, "f", "eps")
+    epsilon = None if symbolic_helper._is_none(eps) else _constant(eps, "f", "eps")
     if epsilon is None:
         epsilon = torch.finfo(torch.float32).eps
     axes = g.op("Constant", value_t=torch.tensor([-1], dtype=torch.int64))
@@ -78,15 +78,20 @@ SYMBOLICS: dict[str, Callable[..., Any]] = {
 }
 
 
+def _constant(value: Any, kind: str, name: str) -> Any:
+    return symbolic_helper._get_const(value, kind, name)  # type: ignore[no-untyped-call]
+
+
 @contextmanager
 def registered(opset: int) -> Iterator[None]:
     """The symbolics for exports of one opset, taken back at the end."""
+    exporter: Any = torch.onnx
     done: list[str] = []
     try:
         for name, symbolic in SYMBOLICS.items():
-            torch.onnx.register_custom_op_symbolic(name, symbolic, opset)
+            exporter.register_custom_op_symbolic(name, symbolic, opset)
             done.append(name)
         yield
     finally:
         for name in done:
-            torch.onnx.unregister_custom_op_symbolic(name, opset)
+            exporter.unregister_custom_op_symbolic(name, opset)

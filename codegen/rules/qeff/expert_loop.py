@@ -20,6 +20,7 @@ from codegen.syntax import (
     self_attribute,
     statement,
     statements,
+    walk,
 )
 
 SOURCE = "runtime.qeff.experts"
@@ -300,7 +301,7 @@ class _Plan:
 
     def _rewritten(self, node: cst.CSTNode) -> cst.CSTNode | str:
         changes: dict[cst.CSTNode, Replacement] = {}
-        for found in find(node, cst.BaseExpression):
+        for found in walk(node):
             if (
                 isinstance(found, cst.Call)
                 and dotted(found.func) in LINEAR

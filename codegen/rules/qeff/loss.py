@@ -6,7 +6,7 @@ import libcst as cst
 
 from codegen.ir import Role
 from codegen.rules.base import Case, Edit, Edits, Match, NotApplicable, Site
-from codegen.syntax import arguments, assignment, code, every_statement, find, names, parameters, without_keywords
+from codegen.syntax import arguments, assignment, code, every_statement, find, names, parameters, walk, without_keywords
 
 INPUT = "labels"
 OUTPUTS = ("loss", "aux_loss")
@@ -69,7 +69,7 @@ class CaseForCausalLM:
         for line in every_statement(function.body):
             if isinstance(line, cst.SimpleStatementLine) and not _inside(function, line, removed):
                 left = names(line) & {INPUT}
-                if left and not any(id(n) in removed for n in find(line, cst.CSTNode)):
+                if left and not any(id(n) in removed for n in walk(line)):
                     return site.refusal(
                         self.id,
                         line,

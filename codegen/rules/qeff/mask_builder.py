@@ -6,7 +6,17 @@ import libcst as cst
 
 from codegen.ir import Role
 from codegen.rules.base import Case, Edit, Edits, Match, NotApplicable, Site
-from codegen.syntax import arguments, assignment, code, every_statement, find, keyword_argument, names, with_keywords
+from codegen.syntax import (
+    arguments,
+    assignment,
+    code,
+    every_statement,
+    find,
+    keyword_argument,
+    names,
+    walk,
+    with_keywords,
+)
 
 SOURCE = "runtime.qeff.masks"
 BUILDERS = ("create_causal_mask", "create_sliding_window_causal_mask", "create_chunked_causal_mask")
@@ -111,7 +121,7 @@ class CaseModel:
 
 
 def _deep(node: cst.CSTNode) -> list[cst.CSTNode]:
-    return list(find(node, cst.CSTNode))
+    return list(walk(node))
 
 
 def _chooses_builder(value: cst.BaseExpression) -> bool:

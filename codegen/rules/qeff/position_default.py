@@ -51,7 +51,7 @@ class CaseModel:
             for line in every_statement(function.body)
             if isinstance(line, cst.If) and _tests_missing_positions(line) and _only_binds_positions(line)
         ]
-        inside = {id(n) for edit in edits for n in find(edit.node, cst.BaseStatement)}
+        inside = {id(n) for edit in edits for n in every_statement(edit.node)}
         counted: dict[str, cst.BaseStatement] = {}
         for line in every_statement(function.body):
             bound = assignment(line)
@@ -74,13 +74,13 @@ class CaseModel:
                         "the length of a fixed buffer says nothing of the tokens seen; derive it from position_ids",
                     )
             edits.append(Edit(line, cst.RemoveFromParent()))
-        for line in _simple_lines(function, dead):
-            if LENGTH in {a.attr.value for a in find(line, cst.Attribute)} and "isinstance" not in names(line):
+        for part in _simple_lines(function, dead):
+            if LENGTH in {a.attr.value for a in find(part, cst.Attribute)} and "isinstance" not in names(part):
                 return site.refusal(
                     self.id,
-                    line,
+                    part,
                     "nothing that depends on the cache's length but default positions",
-                    f"`{code(line)}`",
+                    f"`{code(part)}`",
                     "the length of a fixed buffer says nothing of the tokens seen; derive it from position_ids",
                 )
         return Edits(edits) if edits else NotApplicable()
@@ -97,7 +97,7 @@ def _only_binds_positions(branch: cst.If) -> bool:
 
 def _simple_lines(function: cst.FunctionDef, dead: set[cst.BaseStatement] | set[cst.CSTNode]) -> list[cst.CSTNode]:
     """Simple lines and heads of compound ones outside the statements that go away."""
-    gone = {id(n) for node in dead for n in find(node, cst.BaseStatement)}
+    gone = {id(n) for node in dead for n in every_statement(node)}
     result: list[cst.CSTNode] = []
     for line in every_statement(function.body):
         if id(line) in gone:
