@@ -228,8 +228,8 @@ def code_digest(model: nn.Module) -> str:
     A file traced from an older text of these is another file, even if nothing else changed.
     """
     names = {type(module).__module__ for module in model.modules()}
-    for name in list(names):
-        names |= {getattr(value, "__module__", None) or "" for value in vars(sys.modules[name]).values()}
+    for name in [name for name in names if name.startswith("generated.")]:
+        names |= {str(getattr(value, "__module__", None)) for value in vars(sys.modules[name]).values()}
     files = {name: inspect.getsourcefile(sys.modules[name]) for name in names if name.startswith("generated.")}
     here = Path(__file__).parent
     files |= {f"runtime.qeff.{file.stem}": str(file) for file in here.glob("*.py") if file.stem not in _HOST_SIDE}
