@@ -87,6 +87,7 @@ NOT_VARIED: Final[Mapping[str, str]] = {
     "gradient_checkpointing": "training only",
     "is_decoder": "an encoder is no causal LM",
     "is_encoder_decoder": "there is no encoder's output in a causal LM",
+    "use_bidirectional_attention": "attention in both directions is no causal LM",
     "add_cross_attention": "there is no encoder's output in a causal LM",
     "chunk_size_feed_forward": "a split of the same computation",
     "num_logits_to_keep": "which positions get logits; the variants give one",

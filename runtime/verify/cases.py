@@ -7,6 +7,7 @@ follow from each field's type, annotation and default in the configuration class
 """
 
 import dataclasses
+import json
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +17,7 @@ from typing import Any
 from runtime.verify import factory
 from runtime.verify.alternatives import COMPANIONS, NOT_VARIED, NOT_VARIED_ENDINGS, OTHER_VALUES, SOFT_CAP
 from runtime.verify.rope_cases import rope_cases
-from runtime.verify.sizes import SIZES, SWITCHES, WINDOW
+from runtime.verify.sizes import FIXED, SIZES, WINDOW
 
 DEFAULT = "default"
 
@@ -57,15 +58,35 @@ def cases_for(model_type: str, switches: Iterable[str] = ()) -> CaseList:
     """
     cls = factory.text_config_class(model_type)
     config = factory.tiny_config(model_type)
-    cases: dict[str, Case] = {DEFAULT: Case(DEFAULT)}
+    cases = [Case(DEFAULT)]
     not_varied: list[NotVaried] = []
+    seen = {_contents(config)}
     for switch in sorted(set(switches)):
         found = _cases_of(cls, config, switch)
         if isinstance(found, NotVaried):
             not_varied.append(found)
-        else:
-            cases |= {case.name: case for case in found}
-    return CaseList(tuple(cases.values()), tuple(not_varied))
+            continue
+        different = [case for case in found if _is_new(model_type, case, seen)]
+        cases += different
+        if not different:
+            not_varied.append(NotVaried(switch, "its other values give configurations that other cases have"))
+    return CaseList(tuple(cases), tuple(not_varied))
+
+
+def _is_new(model_type: str, case: Case, seen: set[str]) -> bool:
+    """Whether no case before made the same configuration; one that upstream refuses is always new."""
+    try:
+        contents = _contents(factory.tiny_config(model_type, case.overrides))
+    except factory.CannotBuildError:
+        return True
+    if contents in seen:
+        return False
+    seen.add(contents)
+    return True
+
+
+def _contents(config: Any) -> str:
+    return json.dumps(config.to_dict(), sort_keys=True, default=str)
 
 
 def _cases_of(cls: type[Any], config: Any, switch: str) -> list[Case] | NotVaried:
@@ -115,7 +136,7 @@ def _nested_cases(cls: type[Any], config: Any, outer: str, inner: str) -> list[C
 def _reason_not_to_vary(name: str) -> str | None:
     if name in NOT_VARIED:
         return NOT_VARIED[name]
-    if name in SWITCHES:
+    if isinstance(FIXED.get(name), bool):
         return "fixed in every tiny configuration"
     return next((reason for ending, reason in NOT_VARIED_ENDINGS.items() if name.endswith(ending)), None)
 

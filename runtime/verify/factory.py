@@ -8,7 +8,8 @@ in `exceptions`.
 import copy
 import dataclasses
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
+from functools import cache
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from runtime.verify.exceptions import EXCEPTIONS
-from runtime.verify.sizes import FIRST_FREE_TOKEN, LAYER_COUNTS, SET_EVEN_IF_UNSET, SIZES, SWITCHES
+from runtime.verify.sizes import FIRST_FREE_TOKEN, FIXED, LAYER_COUNTS, SET_EVEN_IF_UNSET, SIZES
 from runtime.verify.weights import spread
 
 _FEWEST_LAYERS = 3
@@ -125,9 +126,22 @@ def _tiny_values(cls: type[Any], overrides: Overrides) -> dict[str, Any]:
 
 
 def _with_layers(cls: type[Any], values: dict[str, Any]) -> dict[str, Any]:
-    if not LAYER_COUNTS & set(values):
+    """Adds the layer count: the class's usual one if that fits the values, else one that does."""
+    if LAYER_COUNTS & set(values):
+        return values
+    usual = dict(values)
+    _set_layers(cls, usual, _usual_layer_count(typing.cast(Hashable, cls)))
+    try:
+        _make(cls, usual)
+    except CannotBuildError:
         _set_layers(cls, values, layer_count(cls, values))
-    return values
+        return values
+    return usual
+
+
+@cache
+def _usual_layer_count(cls: Any) -> int:
+    return layer_count(cls, {**_shrunk(cls), **_exceptions(cls)})
 
 
 def _nested(cls: type[Any], overrides: Overrides) -> dict[str, Any]:
@@ -165,8 +179,8 @@ def _shrunk(cls: type[Any]) -> dict[str, Any]:
                 values[name], next_token = next_token, next_token + 1
             elif isinstance(default, list):
                 values[name] = default[:1] and [2]
-        elif name in SWITCHES:
-            values[name] = SWITCHES[name]
+        elif name in FIXED:
+            values[name] = FIXED[name]
         elif known in SIZES and (_is_size(default) or (default is None and known in SET_EVEN_IF_UNSET)):
             values[name] = SIZES[known]
     if "kv_lora_rank" in values:
@@ -209,7 +223,7 @@ def _default(field: dataclasses.Field[Any]) -> Any:
     return field.default_factory() if field.default_factory is not dataclasses.MISSING else None
 
 
-def layer_count(cls: type[Any], values: Mapping[str, Any] | None = None) -> int:
+def layer_count(cls: type[Any], values: Mapping[str, Any]) -> int:
     """The fewest layers (at least 3) in which every kind of layer of the class's default pattern occurs.
 
     The kinds are read from the per-layer lists that the configuration itself makes (`layer_types`,
@@ -219,10 +233,9 @@ def layer_count(cls: type[Any], values: Mapping[str, Any] | None = None) -> int:
         kinds = _layer_kinds(cls())
     except Exception:
         kinds = {}
-    base = dict(values or _shrunk(cls))
     best, most = _FEWEST_LAYERS + 1, -1
     for count in range(_FEWEST_LAYERS, _MOST_LAYERS + 1):
-        trial = dict(base)
+        trial = dict(values)
         _set_layers(cls, trial, count)
         try:
             found = _layer_kinds(_make(cls, trial))

@@ -61,7 +61,7 @@ def verify_case(family: str, case: Case, stages: Sequence[str], seed: int = 0) -
     started = time.perf_counter()
     try:
         subject = prepare(family, case, seed)
-        effect = None if case.name == DEFAULT else has_effect(subject)
+        effect = has_effect(subject) if case.overrides else None
     except (CannotBuildError, UpstreamFailsError) as refusal:
         seconds = round(time.perf_counter() - started, 2)
         return CaseResult(case.name, Status.UPSTREAM_REFUSES, message=str(refusal), seconds=seconds)

@@ -13,6 +13,10 @@ from runtime.verify.family import Request, verify_family
 from runtime.verify.results import CaseResult, FamilyResult, Status
 
 _POLL_SECONDS = 0.5
+_START_SECONDS = 300.0
+"""For a worker's imports, on top of the time that a family is given."""
+_READY = ""
+"""A worker's first message; all others are names of cases or results."""
 _QUIET = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 """Environment of the workers: one thread each, as the processes are what runs in parallel, and no network."""
 
@@ -97,8 +101,8 @@ class _Worker:
         theirs.close()
         self._task: tuple[int, Request] | None = None
         self._since = 0.0
+        self._ready = self.dead = False
         self._case = ""
-        self.dead = False
 
     @property
     def idle(self) -> bool:
@@ -106,10 +110,12 @@ class _Worker:
 
     @property
     def elapsed(self) -> float:
+        """Seconds since the task began; negative while the process may still be starting."""
         return time.monotonic() - self._since
 
     def start(self, index: int, request: Request) -> None:
-        self._task, self._since, self._case = (index, request), time.monotonic(), ""
+        self._task, self._case = (index, request), ""
+        self._since = time.monotonic() + (0.0 if self._ready else _START_SECONDS)
         self.channel.send(request)
 
     def receive(self, on_event: Callable[[Event], None]) -> tuple[int, FamilyResult] | None:
@@ -125,6 +131,9 @@ class _Worker:
         if isinstance(message, FamilyResult):
             self._task = None
             return index, message
+        if message == _READY:
+            self._ready, self._since = True, time.monotonic()
+            return None
         self._case = str(message)
         on_event(Started(request.family, self._case))
         return None
@@ -134,7 +143,7 @@ class _Worker:
         if self._task is None:
             raise AssertionError("nothing to give up")
         index, request = self._task
-        seconds = round(self.elapsed, 2)
+        seconds = round(max(self.elapsed, 0.0), 2)
         self.close()
         self.dead, self._task = True, None
         where = f" in case {self._case}" if self._case else ""
@@ -173,6 +182,7 @@ def _serve(channel: Connection, work: Work) -> None:
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(1)
+    channel.send(_READY)
     while True:
         try:
             request: Request = channel.recv()

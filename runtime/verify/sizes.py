@@ -196,8 +196,11 @@ SET_EVEN_IF_UNSET: Final = frozenset(
 there is none.
 """
 
-SWITCHES: Final[Mapping[str, bool]] = {
+FIXED: Final[Mapping[str, bool | float]] = {
     "is_decoder": True,  # without it an encoder attends both ways, which is no causal LM
     "use_mamba_kernels": False,  # device kernels; the plain path is the reference
+    # Attention scores as in trained models: not all alike (a large scalar), nor a single one that counts (1.0).
+    "query_pre_attn_scalar": HEAD_DIM,
+    "attention_multiplier": 0.25,
 }
-"""Fields set to a fixed value wherever they exist."""
+"""Fields set to a value of their own wherever they exist."""

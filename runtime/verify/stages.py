@@ -13,6 +13,7 @@ from runtime.verify.compare import TOLERANCES, Difference, Divergence, compare
 from runtime.verify.reference import Reference
 from runtime.verify.results import Check, Status
 from runtime.verify.scenarios import SCENARIOS, Scenario
+from runtime.verify.sizes import POSITIONS
 from runtime.verify.subject import Subject
 
 RUNTIMES = {"kv": "torch", "ort": "ort"}
@@ -54,7 +55,8 @@ class VariantEngine:
 def variant(subject: Subject, **options: Any) -> Iterator[tuple[Any, Path]]:
     """The wrapper of a fresh transformed model, and a folder that its exports go to and that is removed afterwards."""
     with tempfile.TemporaryDirectory(prefix="regraft-verify-") as folder:
-        wrapper = QEFFAutoModelForCausalLM(subject.model(), **options)
+        # Upstream's rotary embeddings know no end; a configuration with few positions must not end the tables early.
+        wrapper = QEFFAutoModelForCausalLM(subject.model(), max_seq_len_cached=POSITIONS, **options)
         yield wrapper, Path(folder) / "export"
 
 

@@ -6,13 +6,16 @@ from typing import Any
 
 
 def recorded_switches() -> dict[str, tuple[str, ...]]:
-    """Field names by family, from generated/MANIFEST.toml; empty where nothing was generated yet."""
+    """Field names by model type, from generated/MANIFEST.toml; empty where nothing was generated yet."""
     manifest = files("generated") / "MANIFEST.toml"
     if not manifest.is_file():
         return {}
     data: dict[str, Any] = tomllib.loads(manifest.read_text(encoding="utf-8"))
-    families = data.get("families", {})
-    return {name: tuple(entry.get("switches", ())) for name, entry in families.items() if isinstance(entry, dict)}
+    found: dict[str, tuple[str, ...]] = {}
+    for module in data.get("targets", {}).get("qeff", ()):
+        for family in module.get("families", ()):
+            found[family["type"]] = tuple(module.get("switches", ()))
+    return found
 
 
 def generated_families() -> tuple[str, ...]:
