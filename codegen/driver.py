@@ -8,6 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 
 from codegen.derive import EmittedModule, derive
+from codegen.deviations import REFUSED
 from codegen.diagnostics import Diagnostic, Refused
 from codegen.discovery import Family
 from codegen.emit.module import render
@@ -76,6 +77,14 @@ def compile_text(text: str, path: str, families: tuple[Family, ...], target_name
     accepted: list[Family] = []
     alone: dict[str, EmittedModule | Refused] = {}  # by head class: types often share one
     for family in families:
+        declared = REFUSED.get(family.model_type)
+        if declared is not None:
+            where = module.span(f"{family.head}.forward")
+            known = Diagnostic(
+                where, "deviation", "a variant that agrees with upstream", declared.reason, declared.until
+            )
+            refused.append((family, (known,)))
+            continue
         if family.head not in alone:
             try:
                 alone[family.head] = derive(module, recognize(module, ((family.model_type, family.head),)), target)

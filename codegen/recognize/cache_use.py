@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import libcst as cst
 
 from codegen.diagnostics import Diagnostic
+from codegen.recognize.carriers import bound_by_loops, called_attribute
 from codegen.syntax import code, find, names, parameters, walk
 from codegen.upstream import UpstreamModule
 
@@ -44,3 +47,40 @@ def unknown_uses(module: UpstreamModule, classes: tuple[str, ...]) -> list[Diagn
                         ),
                     )
     return list(result.values())
+
+
+def unknown_receivers(module: UpstreamModule, carriers: Collection[str]) -> list[Diagnostic]:
+    """One diagnostic per carrier that hands its cache to a submodule that was not found to pass it on or to write it:
+    one that is built elsewhere, or that keeps another kind of state in it."""
+    result: dict[str, Diagnostic] = {}
+    for cls in carriers:
+        held = module.submodules(cls)
+        for method in module.reachable_methods(cls):
+            caches = {p for p in parameters(method.node) if p in CACHES}
+            loops = bound_by_loops(method.node)
+            for call in find(method.node.body, cst.Call):
+                attribute = called_attribute(call, loops)
+                given = [a for a in call.args if isinstance(a.value, cst.Name) and a.value.value in caches]
+                if attribute is None or not given or module.method(cls, attribute) is not None:
+                    continue
+                receivers = held.get(attribute, ())
+                if not receivers or not all(r in carriers or _takes_no_cache(module, r) for r in receivers):
+                    where = f"{method.owner}.{method.name}"
+                    kind = "which keeps its own state" if receivers else "built elsewhere"
+                    result.setdefault(
+                        cls,
+                        Diagnostic(
+                            module.span(where, call),
+                            "recognize/cache-use",
+                            "the cache handed only to submodules that write keys and values, or hand it on to one",
+                            f"`{code(call.func)}({code(given[0].value)} ...)`, {kind}",
+                            "convolution, recurrent and shared states have no position-addressed buffer yet",
+                        ),
+                    )
+    return list(result.values())
+
+
+def _takes_no_cache(module: UpstreamModule, cls: str) -> bool:
+    """A class whose forward lets the cache fall into ``**kwargs``."""
+    method = module.method(cls, "forward")
+    return method is not None and not set(parameters(method.node)) & set(CACHES)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from codegen.diagnostics import Diagnostic, Refused
 from codegen.ir import Carrier, FamilyIR, NormFact, RotaryFact
-from codegen.recognize.cache_use import unknown_uses
+from codegen.recognize.cache_use import unknown_receivers, unknown_uses
 from codegen.recognize.carriers import carriers, reachable_classes
 from codegen.recognize.norm import norm
 from codegen.recognize.rotary import rotary
@@ -31,6 +31,7 @@ def recognize(module: UpstreamModule, heads: tuple[tuple[str, str], ...]) -> Fam
         elif isinstance(rotary_fact, Diagnostic):
             problems.append(rotary_fact)
     problems += unknown_uses(module, tuple(reachable))
+    problems += unknown_receivers(module, tuple(found))
     if problems:
         raise Refused(*problems)
     return FamilyIR(module.path, heads, tuple(found.values()), tuple(reachable), tuple(norms), tuple(rotaries))

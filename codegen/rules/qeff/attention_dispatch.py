@@ -34,6 +34,9 @@ class CaseAttention:
         ),
         Case(
             """
+def eager_attention_forward(module, q):
+    return q
+
 class CaseAttention:
     def forward(self, q):
         attention_interface: Callable = eager_attention_forward

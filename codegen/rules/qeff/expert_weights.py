@@ -11,6 +11,7 @@ from codegen.rules.base import Case, Edit, Edits, Match, NotApplicable, Site
 from codegen.syntax import Replacement, below, code, dotted, every_statement, expression, find, replaced
 
 SOURCE = "runtime.qeff.experts"
+PRODUCTS = ("expert_linear", "expert_matmul")
 LOOP = """
 class CaseExperts:
     def __init__(self, config):
@@ -74,7 +75,7 @@ class CaseGLU:
                     f"`{code(_line(site.function, read))}`",
                     "teach rules/qeff/expert_weights.py this use of one expert's weight",
                 )
-        return Edits(edits, dict.fromkeys(sorted(product.used), SOURCE))
+        return Edits(edits, dict.fromkeys(sorted(product.used), SOURCE)) if edits else NotApplicable()
 
 
 def _line(function: cst.FunctionDef, read: cst.Name) -> cst.CSTNode:
@@ -97,6 +98,8 @@ class _Products:
         return [pair for child in below(node) for pair in self.outermost(child)]
 
     def _product(self, node: cst.BaseExpression) -> cst.BaseExpression | None:
+        if isinstance(node, cst.Call) and dotted(node.func) in PRODUCTS:
+            self.understood |= {id(a.value) for a in node.args}  # this rule was here
         operands = _operands(node)
         weight = _weight(operands[1], self.weights) if operands is not None else None
         if operands is None or weight is None:

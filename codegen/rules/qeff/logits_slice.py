@@ -107,6 +107,26 @@ class CaseForCausalLM:
         return Output(logits=lm_logits.float())
 """,
         ),
+        Case(
+            """
+class CaseForCausalLM:
+    def __init__(self, config):
+        self.lm_head = nn.Linear(4, 5)
+    def forward(self, x):
+        logits = self.lm_head(last_token(x, position_ids))
+        return Output(logits=logits.float())
+""",
+            "CaseForCausalLM.forward",
+        ),
+        Case(
+            """
+class CaseForCausalLM:
+    def forward(self, x):
+        return self.model(x)
+""",
+            "CaseForCausalLM.forward",
+            refuses="0 such calls",
+        ),
     )
 
     def match(self, site: Site) -> Match:

@@ -40,7 +40,7 @@ class CaseModel:
         return self.embed(x, seen)
 """,
             "CaseModel.forward",
-            refuses="`self.embed(x, seen)`",
+            refuses="self.embed(x, seen)",
         ),
     )
 

@@ -1,0 +1,26 @@
+"""Declared exceptions of single families: data with a reason and a condition for removal, never code.
+
+A deviation can only refuse. It is for what the text does not show: a family whose variant compiles, and whose upstream
+cannot be matched. A test derives the variant all the same and fails once it verifies.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """Why a family is refused although every rule matches, and when to drop this."""
+
+    reason: str
+    until: str
+
+
+REFUSED: dict[str, Deviation] = {
+    "moshi": Deviation(
+        "upstream's generate differs from its own forward: its default cache keeps sliding_window tokens while its"
+        " masks show all of them",
+        "upstream's generate with a cache equals its forward without one",
+    ),
+}
