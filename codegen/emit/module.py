@@ -190,8 +190,8 @@ def _sorted_imports(plain: set[str], froms: dict[str, set[str]]) -> str:
         top = module.split(".")[0].split(" ")[0]
         return 2 if top == "runtime" else 0 if top in sys.stdlib_module_names else 1
 
-    def member(name: str) -> tuple[int, str]:
-        return (0 if name.isupper() else 1 if name[:1].isupper() else 2, name)
+    def member(name: str) -> tuple[int, str, str]:
+        return (0 if name.isupper() else 1 if name[:1].isupper() else 2, name.lower(), name)
 
     blocks = []
     for wanted in range(3):

@@ -1,0 +1,47 @@
+# make            set up, compile every family, verify a few, show the coverage table
+# make test       set up, lint, types, tests: what CI runs
+# make verify-all verify every family with every case and record it in generated/ (hours on two cores)
+# make bench      ratios of the compiler and of imports, measured side by side
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+JOBS ?= $(shell nproc 2>/dev/null || echo 1)
+REPRESENTATIVE ?= llama gemma2 phi3 mixtral gpt_oss
+
+# Tiny models: threads of one process only get in each other's way.
+export OMP_NUM_THREADS := 1
+
+.PHONY: all install generate verify test lint verify-all bench
+
+all: install generate verify
+	$(BIN)/regraft coverage
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+generate: install
+	$(BIN)/regraft generate --jobs $(JOBS)
+
+verify: install
+	$(BIN)/regraft verify $(REPRESENTATIVE) --cases default --jobs $(JOBS)
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/regraft check
+	$(BIN)/pytest -n $(JOBS)
+
+verify-all: install
+	$(BIN)/regraft verify --all --record --jobs $(JOBS)
+
+bench: install
+	$(BIN)/python benchmarks/compile.py
+	$(BIN)/python benchmarks/import_time.py
