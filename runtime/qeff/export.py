@@ -27,6 +27,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -237,8 +238,14 @@ def code_digest(model: nn.Module) -> str:
     for name, text_file in sorted(files.items()):
         if text_file is None:
             raise FileNotFoundError(f"no source text of {name}, so an export of it cannot be told from an older one")
-        digest.update(name.encode() + b"\0" + Path(text_file).read_bytes())
+        digest.update(name.encode() + b"\0" + _text(text_file))
     return digest.hexdigest()
+
+
+@cache
+def _text(file: str) -> bytes:
+    """What the file held when this process first asked: an edit does not change code that is loaded already."""
+    return Path(file).read_bytes()
 
 
 def _is_export_of(folder: Path, target: Path, params: Mapping[str, Any]) -> bool:
