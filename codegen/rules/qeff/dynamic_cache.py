@@ -32,6 +32,19 @@ class CaseModel:
         return x
 """,
         ),
+        Case(
+            """
+class CaseModel:
+    def forward(self, x, past_key_values=None):
+        if past_key_values is None:
+            past_key_values = DynamicCache()
+        if past_key_values is None:
+            past_key_values = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        return x
+""",
+            "CaseModel.forward",
+            refuses="a second one",
+        ),
         Case("class CaseModel:\n    def forward(self, x):\n        return x\n", "CaseModel.forward"),
     )
 

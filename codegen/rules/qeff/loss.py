@@ -37,6 +37,16 @@ class CaseForCausalLM:
 """,
         ),
         Case(
+            """
+class CaseForCausalLM:
+    def forward(self, x, labels=None):
+        x = self.shift(x, labels)
+        return Output(logits=self.lm_head(x))
+""",
+            "CaseForCausalLM.forward",
+            refuses="x = self.shift(x, labels)",
+        ),
+        Case(
             "class CaseForCausalLM:\n    def forward(self, x):\n        return Output(logits=x)\n",
             "CaseForCausalLM.forward",
         ),
