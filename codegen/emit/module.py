@@ -12,9 +12,11 @@ from black.mode import TargetVersion
 from codegen.derive import DerivedFunction, EmittedModule, Variant
 from codegen.diagnostics import Diagnostic, Refused, Span
 from codegen.ir import Role
+from codegen.recognize.generation import recomputes_past
 from codegen.syntax import code, docstring_removed
 from codegen.upstream import UpstreamModule
 
+RECOMPUTES = "qeff_recompute_past_beyond_original_length"
 MODE = black.Mode(line_length=119, target_versions={TargetVersion.PY311})
 TITLES = {
     Role.HEAD: "float32 logits of each row's last real token, and the updated buffers",
@@ -84,12 +86,19 @@ def _function(function: DerivedFunction) -> str:
 
 def _variant(emitted: EmittedModule, variant: Variant) -> str:
     prefix, upstream = emitted.target.prefix, variant.upstream
-    bases = f"{emitted.target.rotary_mixin}, {upstream}" if variant.role is Role.ROTARY else upstream
+    rotary = next((r for r in emitted.family.rotaries if r.name == upstream), None)
+    bases = upstream if rotary is None else f"{emitted.target.rotary_mixins[rotary.style]}, {upstream}"
     lines = [f"class {class_name(prefix, upstream)}({bases}):", f'    """{upstream}: {TITLES[variant.role]}.']
     if variant.rules:
         lines += ["", *(f"    * {rule.id}: {rule.why}" for rule in variant.rules), '    """']
     else:
         lines[-1] += '"""'
+    if variant.role is Role.HEAD and recomputes_past(emitted.module, upstream):
+        lines += [
+            "",
+            "    # upstream's generation starts over at that length; so must the engine's",
+            f"    {RECOMPUTES} = True",
+        ]
     for method in variant.methods:
         bare = docstring_removed(method).with_changes(leading_lines=[])
         lines += ["", *(f"    {line}" if line else "" for line in code(bare).split("\n"))]
