@@ -3,22 +3,37 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from codegen.derive import EmittedModule, derive
 from codegen.deviations import REFUSED
-from codegen.diagnostics import Diagnostic, Refused
+from codegen.diagnostics import Diagnostic, InputError, Refused
 from codegen.discovery import Family
 from codegen.emit.module import render
 from codegen.fingerprint import fingerprint, methods
 from codegen.recognize.family import recognize
+from codegen.recognize.switches import config_reads, config_switches
 from codegen.shared import shared_functions
 from codegen.source import Release
 from codegen.targets import TARGETS
 from codegen.targets.base import Target
 from codegen.upstream import UpstreamModule
+
+MASK_BUILDERS = "masking_utils.py"
+CAUSAL = "is_causal"
+
+Helpers = Mapping[str, tuple[str, ...]]  # imported function -> fields it reads of a config given to it whole
+
+
+def mask_helpers(release: Release) -> Helpers:
+    """What upstream's mask builders read of the configuration; empty for a release that has none."""
+    try:
+        return config_reads(ast.parse(release.text(MASK_BUILDERS)))
+    except InputError:
+        return {}
 
 
 @dataclass(frozen=True)
@@ -50,7 +65,10 @@ def compile_files(
     by_path: dict[str, list[Family]] = {}
     for family in sorted(families):
         by_path.setdefault(family.path, []).append(family)
-    work = [(release.text(path), path, tuple(members), target.name) for path, members in sorted(by_path.items())]
+    helpers = mask_helpers(release)
+    work = [
+        (release.text(path), path, tuple(members), target.name, helpers) for path, members in sorted(by_path.items())
+    ]
     results: list[Compiled] = []
     for compiled in _map(work, jobs):
         done(compiled)
@@ -58,7 +76,7 @@ def compile_files(
     return results
 
 
-def _map(work: list[tuple[str, str, tuple[Family, ...], str]], jobs: int) -> Iterable[Compiled]:
+def _map(work: list[tuple[str, str, tuple[Family, ...], str, Helpers]], jobs: int) -> Iterable[Compiled]:
     if jobs <= 1 or len(work) <= 1:
         yield from (compile_text(*item) for item in work)
         return
@@ -66,7 +84,9 @@ def _map(work: list[tuple[str, str, tuple[Family, ...], str]], jobs: int) -> Ite
         yield from pool.map(compile_text, *zip(*work, strict=True), chunksize=2)
 
 
-def compile_text(text: str, path: str, families: tuple[Family, ...], target_name: str) -> Compiled:
+def compile_text(
+    text: str, path: str, families: tuple[Family, ...], target_name: str, helpers: Helpers = MappingProxyType({})
+) -> Compiled:
     """One upstream file: heads that can be derived go into one text; the others carry their diagnostics."""
     target = TARGETS[target_name]
     refused: list[tuple[Family, tuple[Diagnostic, ...]]] = []
@@ -110,7 +130,7 @@ def compile_text(text: str, path: str, families: tuple[Family, ...], target_name
         rendered,
         tuple((v.upstream, tuple(r.id for r in v.rules)) for v in emitted.variants),
         _fingerprints(module, emitted),
-        _switches(module, emitted),
+        _switches(module, emitted, helpers),
     )
 
 
@@ -136,10 +156,8 @@ def _fingerprints(module: UpstreamModule, emitted: EmittedModule) -> tuple[tuple
     return tuple(found.items())
 
 
-def _switches(module: UpstreamModule, emitted: EmittedModule) -> tuple[str, ...]:
-    try:
-        from codegen.recognize.switches import SwitchKind, config_switches
-    except ImportError:
-        return ()
-    found = config_switches(module.ast, emitted.family.reachable, [f.node.name.value for f in emitted.functions])
-    return tuple(sorted({s.field for s in found if s.kind is not SwitchKind.SIZE}))
+def _switches(module: UpstreamModule, emitted: EmittedModule, helpers: Helpers) -> tuple[str, ...]:
+    """Fields that steer the variant. ``is_causal`` is not one: a causal LM's masks are causal."""
+    functions = [f.node.name.value for f in emitted.functions]
+    found = config_switches(module.ast, emitted.family.reachable, functions, helpers)
+    return tuple(sorted({s.field for s in found if s.kind.steers and s.field != CAUSAL}))

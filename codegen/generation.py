@@ -10,7 +10,7 @@ from pathlib import Path
 
 from codegen.diagnostics import InputError
 from codegen.discovery import Family, discover
-from codegen.driver import Compiled, compile_files
+from codegen.driver import Compiled, compile_files, mask_helpers
 from codegen.emit import coverage, manifest, verified
 from codegen.emit.index import index
 from codegen.source import Release
@@ -88,7 +88,8 @@ def build(
     by_path: dict[str, list[Family]] = {}
     for family in families:
         by_path.setdefault(family.path, []).append(family)
-    sources = {path: release.digest(path) for path in by_path}
+    helpers = repr(sorted(mask_helpers(release).items()))
+    sources = {path: manifest.digest(release.text(path) + helpers) for path in by_path}
     compiled: list[Compiled] = []
     work: dict[str, list[Family]] = {}
     stale_rest = False

@@ -57,12 +57,20 @@ class NormFact:
     method: str
 
 
+class RotaryStyle(Enum):
+    """What a rotary class yields for ``position_ids``."""
+
+    COS_SIN = "a pair of real rows"
+    COMPLEX = "one complex row, cos + i sin"
+
+
 @dataclass(frozen=True)
 class RotaryFact:
-    """A rotary class whose forward yields ``(cos, sin)`` rows for ``position_ids``."""
+    """A rotary class whose forward yields rows for ``position_ids``."""
 
     name: str
     method: str
+    style: RotaryStyle = RotaryStyle.COS_SIN
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,19 @@
-"""Rotary classes: cos and sin rows for position_ids."""
+"""Rotary classes: cos and sin rows for position_ids, as a pair or as one complex row."""
 
 from __future__ import annotations
 
 import libcst as cst
 
 from codegen.diagnostics import Diagnostic
-from codegen.ir import RotaryFact
-from codegen.syntax import code, find, names, parameters
+from codegen.ir import RotaryFact, RotaryStyle
+from codegen.syntax import assignment, code, dotted, every_statement, find, names, parameters
 from codegen.upstream import UpstreamModule
 
 
 def rotary(module: UpstreamModule, cls: str) -> RotaryFact | Diagnostic | None:
-    """The fact for a class whose forward takes ``(x, position_ids[, layer_type])`` and returns ``(cos, sin)``; a
-    diagnostic for one that rotates in another way; None for any other class."""
+    """The fact for a class whose forward takes ``(x, position_ids[, layer_type])`` and returns ``(cos, sin)``, or
+    takes ``(x, position_ids)`` and returns ``cos + i sin``; a diagnostic for one that rotates in another way; None for
+    any other class."""
     method = module.method(cls, "forward")
     if method is None or "position_ids" not in parameters(method.node):
         return None
@@ -33,10 +34,29 @@ def rotary(module: UpstreamModule, cls: str) -> RotaryFact | Diagnostic | None:
         and "ndim" not in code(method.node)
     ):
         return RotaryFact(cls, where)
+    if labels == ("x", "position_ids") and len(returned) == 1 and _is_polar(method.node, returned[0]):
+        return RotaryFact(cls, where, RotaryStyle.COMPLEX)
     return Diagnostic(
         module.span(where),
         "recognize/rotary",
-        "forward(x, position_ids[, layer_type]) -> (cos, sin)",
+        "forward(x, position_ids[, layer_type]) -> (cos, sin), or one torch.polar of the angles",
         f"forward({', '.join(labels)}) -> {code(returned[0]) if returned and returned[0] is not None else 'nothing'}",
-        "complex and multi-axis rotary embeddings need a rule of their own",
+        "multi-axis rotary embeddings need a rule of their own",
+    )
+
+
+def _is_polar(function: cst.FunctionDef, returned: cst.BaseExpression | None) -> bool:
+    """Whether what is returned is a name for ``torch.polar(...)``, scaled or not."""
+    if not isinstance(returned, cst.Name):
+        return False
+    values = [
+        b[1]
+        for s in every_statement(function.body)
+        if (b := assignment(s)) is not None and code(b[0]) == returned.value
+    ]
+    if not values or not isinstance(values[0], cst.Call) or dotted(values[0].func) != "torch.polar":
+        return False
+    return all(
+        isinstance(v, cst.BinaryOperation) and isinstance(v.operator, cst.Multiply) and returned.value in names(v)
+        for v in values[1:]
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from codegen.ir import NormScale, Role
+from codegen.ir import NormScale, Role, RotaryStyle
 from codegen.rules.base import Rule
 
 
@@ -26,12 +26,12 @@ class Step:
 
 @dataclass(frozen=True)
 class Target:
-    """A set of variants: package under ``generated/``, class prefix, pipeline, and runtime classes by norm scale."""
+    """A set of variants: package under ``generated/``, class prefix, pipeline, and runtime classes by fact."""
 
     name: str
     prefix: str
     title: str
     steps: tuple[Step, ...]
-    rotary_mixin: str
+    rotary_mixins: dict[RotaryStyle, str]
     norms: dict[NormScale, str]
     names: dict[str, str]  # names that class-level rewrites bring in: name -> module

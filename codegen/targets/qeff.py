@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from codegen.ir import NormScale, Role
+from codegen.ir import NormScale, Role, RotaryStyle
 from codegen.rules.qeff.additive_mask import AdditiveMask
 from codegen.rules.qeff.attention_dispatch import AttentionDispatch
 from codegen.rules.qeff.cache_address import CacheAddress
 from codegen.rules.qeff.cache_update import CacheUpdate
+from codegen.rules.qeff.complex_rotation import ComplexRotation
 from codegen.rules.qeff.counts_to_list import CountsToList
 from codegen.rules.qeff.dynamic_cache import DynamicCache
 from codegen.rules.qeff.expert_counts import ExpertCounts
@@ -41,6 +42,7 @@ QEFF = Target(
         Step(CacheUpdate(), Expect.ONCE_PER_CLASS, Role.ATTENTION),
         Step(AttentionDispatch()),
         Step(AdditiveMask(), Expect.SOMEWHERE),
+        Step(ComplexRotation()),
         # experts
         Step(ExpertLoop()),
         Step(ExpertWeights()),
@@ -51,7 +53,10 @@ QEFF = Target(
         # everything on the cache's path
         Step(CacheAddress(), Expect.ONCE_PER_CLASS, Role.ATTENTION),
     ),
-    rotary_mixin="PrecomputedRotary",
+    rotary_mixins={
+        RotaryStyle.COS_SIN: "PrecomputedRotary",
+        RotaryStyle.COMPLEX: "PrecomputedComplexRotary",
+    },
     norms={
         NormScale.CAST_THEN_WEIGHT: "CustomRMSNormAIC",
         NormScale.ONE_PLUS_WEIGHT: "GemmaCustomRMSNormAIC",
@@ -60,6 +65,7 @@ QEFF = Target(
     },
     names={
         "PrecomputedRotary": "runtime.qeff.rotary",
+        "PrecomputedComplexRotary": "runtime.qeff.rotary",
         "CustomRMSNormAIC": "runtime.qeff.norm",
         "GemmaCustomRMSNormAIC": "runtime.qeff.norm",
         "CastLastRMSNormAIC": "runtime.qeff.norm",
