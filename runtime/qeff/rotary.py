@@ -271,6 +271,7 @@ class PrecomputedRotary(nn.Module):
             result: Any = super(PrecomputedRotary, probe).forward(
                 torch.zeros((1, 1), dtype=dtype, device=device), positions[None].to(device), **keywords
             )
+        result = self._as_pair(result)
         if not isinstance(result, (tuple, list)) or len(result) != 2:
             raise TypeError(f"{self._upstream_name()}: forward returns {_describe(result)}, not a (cos, sin) pair")
         for part in result:
@@ -284,6 +285,10 @@ class PrecomputedRotary(nn.Module):
                 )
         cos, sin = result
         return cos[0], sin[0]
+
+    def _as_pair(self, result: Any) -> Any:
+        """What upstream's forward returned, as (cos, sin)."""
+        return result
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -302,6 +307,43 @@ class PrecomputedRotary(nn.Module):
             assert moved is not None
             self._buffers[name] = table.to(moved.device) if moved.dtype != table.dtype else moved
         return self
+
+
+class PrecomputedComplexRotary(PrecomputedRotary):
+    """The same for an upstream class that returns one complex row ``cos + i sin``: ONNX has no complex numbers, so the
+    row keeps its parts in a last dimension of 2, as ``torch.view_as_real`` has them.
+    """
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor, position_ids: Tensor, layer_type: str | None = None
+    ) -> Tensor:
+        """Looks the positions up; arguments and errors are those of `PrecomputedRotary.forward`.
+
+        Returns:
+            ``[B, S, R, 2]``, cos and sin of each of ``R`` frequencies.
+        """
+        return torch.stack(super().forward(x, position_ids, layer_type), dim=-1)
+
+    def _as_pair(self, result: Any) -> Any:
+        if not isinstance(result, Tensor) or not result.is_complex():
+            raise TypeError(f"{self._upstream_name()}: forward returns {_describe(result)}, not a complex row")
+        return result.real, result.imag
+
+
+def complex_product(left: Tensor, right: Tensor) -> Tensor:
+    """``left * right`` of complex numbers whose parts are in the last dimension.
+
+    Args:
+        left: ``[..., 2]``.
+        right: ``[..., 2]``, broadcastable to ``left``.
+    Returns:
+        ``[..., 2]``.
+    """
+    left_real, left_imaginary = left.unbind(dim=-1)
+    right_real, right_imaginary = right.unbind(dim=-1)
+    real = left_real * right_real - left_imaginary * right_imaginary
+    imaginary = left_real * right_imaginary + left_imaginary * right_real
+    return torch.stack((real, imaginary), dim=-1)
 
 
 def _is_table(buffer_name: str) -> bool:
