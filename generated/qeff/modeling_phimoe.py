@@ -230,6 +230,9 @@ class QEffPhimoeForCausalLM(PhimoeForCausalLM):
     * qeff/cache-address: the key/value buffer is addressed by position and cache row, not by how much was seen before
     """
 
+    # upstream's generation starts over at that length; so must the engine's
+    qeff_recompute_past_beyond_original_length = True
+
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
