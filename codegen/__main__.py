@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from codegen import store
-from codegen.diagnostics import InputError
+from codegen.diagnostics import Diagnostic, InputError, Refused
 from codegen.generation import FileState, Tree, build
 from codegen.presentation import progress, say, warn
 from codegen.source import open_release
@@ -72,7 +72,7 @@ def generate(
         "compiled_files": len(tree.compiled) - tree.reused,
         "generated": _count(tree, "generated"),
         "refused": _count(tree, "refused"),
-        "newly_refused": refused,
+        "newly_refused": [{"family": name, **problem.as_dict()} for name, problem in refused],
     }
     if as_json:
         _print_json(report)
@@ -82,8 +82,7 @@ def generate(
             f" {len(changes.created)} files created, {len(changes.updated)} updated, {len(changes.orphaned)} removed,"
             f" {len(changes.unchanged)} unchanged"
         )
-        for name in refused:
-            warn(f"newly refused: {name} (regraft inspect {name})")
+    _tell_refusals(refused)
     raise typer.Exit(DIFFERENT if refused else FRESH)
 
 
@@ -99,6 +98,7 @@ def check(
     with progress("checking", quiet=as_json) as bar:
         release = open_release(source)
         tree = build(release, out, (), jobs, bar.planned, lambda c: bar.done(c.stem), trust_manifest=not cold)
+    refused = tree.newly_refused()
     different = {path: state for path, state in tree.states.items() if state is not FileState.FRESH}
     if as_json:
         _print_json({path: state.value for path, state in tree.states.items()})
@@ -111,7 +111,8 @@ def check(
             warn(f"{state.value}: {path}")
             show_diff(out / path, tree.files.get(path, ""), path)
         say("run: regraft generate")
-    raise typer.Exit(DIFFERENT if different else FRESH)
+    _tell_refusals(refused)
+    raise typer.Exit(DIFFERENT if different or refused else FRESH)
 
 
 @app.command()
@@ -136,10 +137,10 @@ def inspect(family: OneFamily, source: Source = None, target: TargetName = "qeff
     facts = inspection(open_release(source), family, target)
     if as_json:
         _print_json(facts.as_dict())
-        return
-    from codegen.presentation import show_inspection
+    else:
+        from codegen.presentation import show_inspection
 
-    show_inspection(facts)
+        show_inspection(facts)
     raise typer.Exit(DIFFERENT if facts.refused else FRESH)
 
 
@@ -225,6 +226,11 @@ def rules(
     show_rules(found, in_full=rule is not None)
 
 
+def _tell_refusals(refused: list[tuple[str, Diagnostic]]) -> None:
+    for name, problem in refused:
+        warn(f"newly refused: {name}: {problem}")
+
+
 def _count(tree: Tree, what: str) -> int:
     return len(
         {
@@ -249,7 +255,7 @@ def main() -> None:
     """The console entry point: one place that turns unusable input and interruption into messages and exit codes."""
     try:
         app()
-    except (InputError, store.StoreError) as error:
+    except (InputError, Refused, store.StoreError) as error:
         _fail(f"regraft: {error}", UNUSABLE)
     except KeyboardInterrupt:
         _fail("regraft: interrupted; the generated tree is as it was", 130)

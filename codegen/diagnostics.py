@@ -54,3 +54,23 @@ class Refused(Exception):
 
 class InputError(Exception):
     """The compiler's own input (release, file, family name, option) is unusable; shown as one line, exit code 2."""
+
+
+SOURCE = "source"
+"""Rule id of diagnostics that say an upstream file is damaged, not that the compiler does not know it."""
+
+
+def damaged(span: Span, expected: str, found: str) -> Diagnostic:
+    return Diagnostic(span, SOURCE, expected, found, "the file is damaged, or newer than this compiler; fetch it again")
+
+
+class SourceError(InputError):
+    """One upstream file cannot be read."""
+
+    def __init__(self, message: str, diagnostic: Diagnostic) -> None:
+        super().__init__(message)
+        self.diagnostic = diagnostic
+
+
+class MissingSourceError(SourceError):
+    """One upstream file is not there."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from dataclasses import dataclass
 
-from codegen.diagnostics import InputError
+from codegen.diagnostics import InputError, SourceError
 from codegen.source import Release
 
 MAPPING_FILE = "models/auto/modeling_auto.py"
@@ -32,6 +32,13 @@ def discover(release: Release) -> tuple[Family, ...]:
     return tuple(sorted(Family(t, head, _file_of(release, t, head, folders)) for t, head in pairs))
 
 
+def _text(release: Release, path: str) -> str:
+    try:
+        return release.text(path)
+    except SourceError:
+        return ""
+
+
 def _pairs(release: Release, path: str, name: str) -> list[tuple[str, str]]:
     """The literal string pairs of a module-level ``NAME = OrderedDict([...])``."""
     try:
@@ -56,11 +63,15 @@ def _pairs(release: Release, path: str, name: str) -> list[tuple[str, str]]:
 
 
 def _file_of(release: Release, model_type: str, head: str, folders: dict[str, str]) -> str:
-    """The file that defines the head class: the type's own folder first, then any modeling file."""
+    """The file that defines the head class: the type's own folder first, then any modeling file. A file of the type's
+    own that is cut short or unreadable is still its file; reading it says what is wrong."""
     needle = f"class {head}("
     folder = folders.get(model_type, model_type.replace("-", "_"))
-    for path in [f"models/{folder}/modeling_{folder}.py", *sorted(release.files)]:
+    own = f"models/{folder}/modeling_{folder}.py"
+    for path in [own, *sorted(release.files)]:
         stem = path.rsplit("/", 1)[-1]
-        if path in release.files and stem.startswith("modeling_") and needle in release.text(path):
+        if path in release.files and stem.startswith("modeling_") and needle in _text(release, path):
             return path
+    if own in release.files:
+        return own
     raise InputError(f"no modeling file of {release.version} defines {head} (type {model_type})")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import ast
+import signal
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from codegen.derive import EmittedModule, derive
 from codegen.deviations import REFUSED
-from codegen.diagnostics import Diagnostic, InputError, Refused
+from codegen.diagnostics import SOURCE, Diagnostic, InputError, MissingSourceError, Refused, SourceError, Span
 from codegen.discovery import Family
 from codegen.emit.module import render
 from codegen.fingerprint import fingerprint, methods
@@ -26,14 +28,20 @@ MASK_BUILDERS = "masking_utils.py"
 CAUSAL = "is_causal"
 
 Helpers = Mapping[str, tuple[str, ...]]  # imported function -> fields it reads of a config given to it whole
+Work = tuple[str, str, tuple[Family, ...], str, Helpers]  # arguments of `compile_text`
 
 
 def mask_helpers(release: Release) -> Helpers:
-    """What upstream's mask builders read of the configuration; empty for a release that has none."""
+    """What upstream's mask builders read of the configuration; empty for a release that has none.
+
+    Raises InputError when the file is damaged.
+    """
     try:
         return config_reads(ast.parse(release.text(MASK_BUILDERS)))
-    except InputError:
+    except MissingSourceError:
         return {}
+    except (SyntaxError, ValueError) as error:
+        raise InputError(f"{MASK_BUILDERS} of {release.version} does not parse: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,11 @@ class Compiled:
     def stem(self) -> str:
         return self.path.rsplit("/", 1)[-1].removesuffix(".py")
 
+    @property
+    def damaged(self) -> bool:
+        """Whether a family is refused for what the file is, not for what it says."""
+        return any(d.rule == SOURCE for _, diagnostics in self.refused for d in diagnostics)
+
 
 def compile_files(
     release: Release,
@@ -61,27 +74,56 @@ def compile_files(
     jobs: int = 1,
     done: Callable[[Compiled], None] = lambda _: None,
 ) -> list[Compiled]:
-    """Every upstream file that defines one of the families, in path order. ``done`` hears of each as it is finished."""
+    """Every upstream file that defines one of the families, in path order. ``done`` hears of each as it is finished.
+
+    A file that cannot be read refuses its families, an error of the compiler those of the file at hand; the others go
+    on. Raises InputError when the system ends a process.
+    """
     by_path: dict[str, list[Family]] = {}
     for family in sorted(families):
         by_path.setdefault(family.path, []).append(family)
     helpers = mask_helpers(release)
-    work = [
-        (release.text(path), path, tuple(members), target.name, helpers) for path, members in sorted(by_path.items())
-    ]
+    work: list[Work] = []
     results: list[Compiled] = []
+    for path, members in by_path.items():
+        try:
+            work.append((release.text(path), path, tuple(members), target.name, helpers))
+        except SourceError as error:
+            results.append(Compiled(path, target.name, (), tuple((f, (error.diagnostic,)) for f in members)))
+            done(results[-1])
     for compiled in _map(work, jobs):
         done(compiled)
         results.append(compiled)
-    return results
+    return sorted(results, key=lambda c: c.path)
 
 
-def _map(work: list[tuple[str, str, tuple[Family, ...], str, Helpers]], jobs: int) -> Iterable[Compiled]:
+def _map(work: list[Work], jobs: int) -> Iterable[Compiled]:
     if jobs <= 1 or len(work) <= 1:
-        yield from (compile_text(*item) for item in work)
+        yield from (_guarded(*item) for item in work)
         return
-    with ProcessPoolExecutor(max_workers=jobs) as pool:
-        yield from pool.map(compile_text, *zip(*work, strict=True), chunksize=2)
+    pool = ProcessPoolExecutor(max_workers=jobs, initializer=_leave_interrupts_to_the_parent)
+    try:
+        yield from pool.map(_guarded, *zip(*work, strict=True), chunksize=2)
+    except BrokenProcessPool:
+        raise InputError("a compiling process was ended by the system (out of memory?); try --jobs 1") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _leave_interrupts_to_the_parent() -> None:
+    """Ctrl-C goes to every process of the terminal; one of them is to answer it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _guarded(text: str, path: str, families: tuple[Family, ...], target_name: str, helpers: Helpers) -> Compiled:
+    """`compile_text`, with an error of the compiler turned into a refusal of the families at hand."""
+    try:
+        return compile_text(text, path, families, target_name, helpers)
+    except Exception as error:
+        found = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        help = "this is an error of the compiler, not of the file; report it with the file's name and release"
+        refusal = Diagnostic(Span(path), "compiler", "a variant or a refusal", found, help)
+        return Compiled(path, target_name, (), tuple((f, (refusal,)) for f in families))
 
 
 def compile_text(

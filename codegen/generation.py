@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 
-from codegen.diagnostics import InputError
+from codegen.diagnostics import SOURCE, Diagnostic, InputError, SourceError
 from codegen.discovery import Family, discover
 from codegen.driver import Compiled, compile_files, mask_helpers
 from codegen.emit import coverage, manifest, verified
@@ -16,6 +16,7 @@ from codegen.emit.index import index
 from codegen.source import Release
 from codegen.targets import TARGETS
 
+UNREADABLE = ""  # instead of the digest of an upstream file
 PACKAGE_TEXT = '"""Variants that regraft derived from upstream; see MANIFEST.toml and COVERAGE.md. Do not edit."""\n'
 
 
@@ -37,6 +38,7 @@ class Tree:
     reused: int  # upstream files taken from disk because nothing changed
     states: Mapping[str, FileState]
     before: manifest.Manifest | None
+    damaged: tuple[Compiled, ...] = ()  # what came of damaged upstream files, also where an older text stays
 
     @property
     def owned(self) -> frozenset[str]:
@@ -46,12 +48,13 @@ class Tree:
     def in_state(self, state: FileState) -> list[str]:
         return [path for path, s in self.states.items() if s is state]
 
-    def newly_refused(self) -> list[str]:
-        """Families that the last generation had and this one refuses."""
-        if self.before is None:
-            return []
-        had = {f.model_type for e in self.before.entries.values() for f in e.compiled.generated}
-        return sorted({f.model_type for c in self.compiled for f, _ in c.refused} & had)
+    def newly_refused(self) -> list[tuple[str, Diagnostic]]:
+        """Families that the last generation had and this one refuses, and those of damaged files; each with why."""
+        entries = self.before.entries.values() if self.before is not None else ()
+        had = {f.model_type for e in entries for f in e.compiled.generated}
+        gone = [(f.model_type, d[0]) for c in self.compiled for f, d in c.refused if f.model_type in had]
+        hurt = [(f.model_type, d[0]) for c in self.damaged for f, d in c.refused if d[0].rule == SOURCE]
+        return sorted({*gone, *hurt})
 
 
 def select(families: Sequence[Family], names: Iterable[str]) -> list[Family]:
@@ -76,58 +79,93 @@ def build(
     done: Callable[[Compiled], None] = lambda _: None,
     trust_manifest: bool = True,
 ) -> Tree:
-    """Renders the tree for the families named (all when none are); the others stay as the manifest has them.
+    """Renders the tree for the families named (all when none are); the others stay as the manifest has them, also
+    when it has none of them.
 
-    ``planned`` hears how many files will be compiled, ``done`` of each. With ``trust_manifest`` off, everything is
-    compiled again. Raises InputError for unusable input; touches no file.
+    The text of a damaged upstream file stays too, if it is of this release. ``planned`` hears how many files will be
+    compiled, ``done`` of each. With ``trust_manifest`` off, everything is compiled again. Raises InputError for
+    unusable input; touches no file.
     """
     families = discover(release)
     chosen = {f.path for f in select(families, names)}
-    before = manifest.read(root / manifest.NAME)
-    compiler = manifest.compiler_digest()
+    past = _Past(root, manifest.read(root / manifest.NAME), manifest.compiler_digest())
     by_path: dict[str, list[Family]] = {}
     for family in families:
         by_path.setdefault(family.path, []).append(family)
     helpers = repr(sorted(mask_helpers(release).items()))
-    sources = {path: manifest.digest(release.text(path) + helpers) for path in by_path}
+    sources = {path: _source_digest(release, path, helpers) for path in by_path}
     compiled: list[Compiled] = []
     work: dict[str, list[Family]] = {}
-    stale_rest = False
+    kept: list[manifest.Entry] = []
     for target in TARGETS:
         for path, members in by_path.items():
-            entry = before.entries.get((target, path)) if before is not None and trust_manifest else None
-            current = (
-                entry is not None
-                and before is not None
-                and before.compiler == compiler
-                and entry.source == sources[path]
-                and _families(entry.compiled) == set(members)
-            )
-            kept = _from_disk(root, entry) if entry is not None and (current or path not in chosen) else None
-            if kept is not None:
-                compiled.append(kept)
-                stale_rest = stale_rest or not current
-            else:
+            entry = past.entry(target, path) if trust_manifest else None
+            current = entry is not None and past.is_current(entry, sources[path], members)
+            text = past.text(entry) if entry is not None and (current or path not in chosen) else None
+            if entry is not None and text is not None:
+                kept.append(entry)
+                compiled.append(text)
+            elif path in chosen or entry is not None:
                 work.setdefault(target, []).extend(members)
     reused = len(compiled)
     planned(sum(len({f.path for f in members}) for members in work.values()))
+    damaged: list[Compiled] = []
     for target, members in work.items():
-        compiled += compile_files(release, members, TARGETS[target], jobs, done)
+        for one in compile_files(release, members, TARGETS[target], jobs, done):
+            damaged += [one] if one.damaged else []
+            entry = past.entry(target, one.path) if one.damaged and past.is_of(release) else None
+            text = past.text(entry) if entry is not None else None
+            if entry is not None and text is not None:
+                kept.append(entry)
+            compiled.append(text or one)
     compiled.sort(key=lambda c: (c.target, c.path))
-    files = _render(root, release.version, "" if stale_rest else compiler, compiled, sources)
-    return Tree(release.version, files, tuple(compiled), reused, _states(root, files, before), before)
+    sources |= {entry.compiled.path: entry.source for entry in kept}
+    # what an older compiler wrote and stays makes the whole tree one that is not this compiler's
+    compiler = past.compiler if past.is_current_compiler or not kept else ""
+    files = _render(root, release.version, compiler, compiled, sources)
+    states = _states(root, files, past.written)
+    return Tree(release.version, files, tuple(compiled), reused, states, past.written, tuple(damaged))
 
 
-def _families(compiled: Compiled) -> set[Family]:
-    return {*compiled.generated, *(f for f, _ in compiled.refused)}
+@dataclass(frozen=True)
+class _Past:
+    """What the last generation left under ``root``, and the digest of today's compiler."""
+
+    root: Path
+    written: manifest.Manifest | None
+    compiler: str
+
+    @property
+    def is_current_compiler(self) -> bool:
+        return self.written is not None and self.written.compiler == self.compiler
+
+    def is_of(self, release: Release) -> bool:
+        return self.written is not None and self.written.version == release.version
+
+    def entry(self, target: str, path: str) -> manifest.Entry | None:
+        return self.written.entries.get((target, path)) if self.written is not None else None
+
+    def is_current(self, entry: manifest.Entry, source: str, members: Sequence[Family]) -> bool:
+        """Whether compiling again would say the same. What came of a damaged file is looked at every time."""
+        families = {*entry.compiled.generated, *(f for f, _ in entry.compiled.refused)}
+        same = entry.source == source != UNREADABLE and families == set(members)
+        return self.is_current_compiler and same and not entry.compiled.damaged
+
+    def text(self, entry: manifest.Entry) -> Compiled | None:
+        """The entry with its text, None when the text on disk is not what was written."""
+        if not entry.output:
+            return entry.compiled
+        text = _text(self.root / module_path(entry.compiled))
+        if text is None or manifest.digest(text) != entry.output:
+            return None
+        return replace(entry.compiled, text=text)
 
 
-def _from_disk(root: Path, entry: manifest.Entry) -> Compiled | None:
-    """The entry with its text, None when the text on disk is not what was written."""
-    if not entry.output:
-        return entry.compiled
-    text = _text(root / module_path(entry.compiled))
-    return replace(entry.compiled, text=text) if text is not None and manifest.digest(text) == entry.output else None
+def _source_digest(release: Release, path: str, helpers: str) -> str:
+    try:
+        return manifest.digest(release.text(path) + helpers)
+    except SourceError:
+        return UNREADABLE
 
 
 def module_path(compiled: Compiled) -> str:
@@ -160,8 +198,9 @@ def _render(
         files[f"{target}/__init__.py"] = index(mine, target)
         digests = {c.path: manifest.digest(c.text) for c in mine if c.text is not None}
         table[target] = coverage.rows(mine, digests, records.get(target, {}))
+    packages = {path: manifest.digest(text) for path, text in files.items() if path.endswith("__init__.py")}
     files[coverage_name()] = coverage.render(version, table)
-    files[manifest.NAME] = manifest.render(version, compiler, compiled, sources)
+    files[manifest.NAME] = manifest.render(version, compiler, compiled, sources, packages)
     return files
 
 
@@ -170,7 +209,9 @@ def coverage_name() -> str:
 
 
 def _states(root: Path, files: Mapping[str, str], before: manifest.Manifest | None) -> dict[str, FileState]:
-    written = {module_path(e.compiled): e.output for e in before.entries.values() if e.output} if before else {}
+    written: dict[str, str] = {}
+    if before is not None:
+        written = {module_path(e.compiled): e.output for e in before.entries.values() if e.output} | before.packages
     states = {}
     for path in sorted({*files, *written}):
         now = _text(root / path)

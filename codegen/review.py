@@ -104,8 +104,8 @@ def inspection(release: Release, family: str, target: str) -> Inspection:
     from codegen.recognize.switches import config_switches
 
     found = _family(release, family)
-    module = UpstreamModule(found.path, release.text(found.path))
     try:
+        module = UpstreamModule(found.path, release.text(found.path))
         ir = recognize(module, ((found.model_type, found.head),))
     except Refused as error:
         return Inspection(family, found.head, found.path, refused=error.diagnostics)

@@ -6,6 +6,7 @@ import ast
 import hashlib
 import importlib.metadata
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,9 +14,12 @@ from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
-from codegen.diagnostics import InputError
+from codegen.diagnostics import InputError, MissingSourceError, SourceError, Span, damaged
 
 PACKAGE = "transformers"
+
+# What reading a folder or an archive raises; zipfile says RuntimeError for an encrypted member.
+_READ_ERRORS = (OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError)
 
 
 class _Reader(Protocol):
@@ -60,15 +64,23 @@ class Release:
     _reader: _Reader = field(repr=False)
 
     def text(self, path: str) -> str:
-        """The file's text. Raises InputError when it is missing or not UTF-8."""
+        """The file's text. Raises SourceError when it cannot be read, MissingSourceError when it is not there."""
         try:
-            return self._reader.read(path).decode("utf-8")
+            content = self._reader.read(path)
         except (KeyError, FileNotFoundError):
-            raise InputError(f"{PACKAGE} {self.version} has no file {path}") from None
+            problem = damaged(Span(path), "a file", "no such file")
+            raise MissingSourceError(f"{PACKAGE} {self.version} has no file {path}", problem) from None
+        except _READ_ERRORS as error:
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            problem = damaged(Span(path), "a readable file", reason)
+            raise SourceError(f"{PACKAGE} {self.version}: cannot read {path}: {reason}", problem) from None
+        try:
+            return content.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise InputError(f"{PACKAGE} {self.version}: {path} is not UTF-8 text ({error.reason})") from None
-        except (OSError, zipfile.BadZipFile, EOFError) as error:
-            raise InputError(f"{PACKAGE} {self.version}: cannot read {path}: {error}") from None
+            before = content[: error.start]
+            span = Span(path, before.count(b"\n") + 1, error.start - before.rfind(b"\n"))
+            problem = damaged(span, "UTF-8 text", f"byte 0x{content[error.start]:02x} ({error.reason})")
+            raise SourceError(f"{PACKAGE} {self.version}: {span} is not UTF-8 text ({error.reason})", problem) from None
 
     def digest(self, path: str) -> str:
         """First 16 hex digits of the sha256 of the file's text."""
@@ -104,7 +116,7 @@ def open_release(source: str | Path | None) -> Release:
             archive = zipfile.ZipFile(path)
             metadata = next(n for n in archive.namelist() if n.endswith(".dist-info/METADATA"))
             text = archive.read(metadata).decode("utf-8")
-        except (zipfile.BadZipFile, StopIteration, OSError, EOFError) as error:
+        except (*_READ_ERRORS, StopIteration, UnicodeDecodeError) as error:
             raise InputError(f"{path} is not a readable wheel: {error or 'no METADATA inside'}") from None
         return Release(_metadata_version(text, path), _Wheel(archive))
     if path.is_dir():

@@ -5,12 +5,11 @@ from __future__ import annotations
 import ast as python_ast
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 
 import libcst as cst
 from libcst.metadata import CodeRange, MetadataWrapper, PositionProvider
 
-from codegen.diagnostics import Diagnostic, Refused, Span
+from codegen.diagnostics import Refused, Span, damaged
 from codegen.syntax import assignment, dotted, find, self_attribute, walk
 
 CROSS_FLAG = "is_cross_attention"
@@ -44,17 +43,16 @@ class UpstreamModule:
         self.path = path
         self.text = text
         try:
+            self.ast = python_ast.parse(text)
             self.tree = cst.parse_module(text)
+        except SyntaxError as error:
+            where = Span(path, error.lineno or 0, error.offset or 1)
+            raise Refused(damaged(where, "Python source", f"a syntax error: {error.msg}")) from None
         except cst.ParserSyntaxError as error:
-            raise Refused(
-                Diagnostic(
-                    Span(path, error.raw_line, error.raw_column + 1),
-                    "source",
-                    "Python source",
-                    f"a syntax error: {error.message}",
-                    "the file is damaged or newer than this parser; fetch the release again",
-                )
-            ) from None
+            where = Span(path, error.raw_line, error.raw_column + 1)
+            raise Refused(damaged(where, "Python source", f"a syntax error: {error.message}")) from None
+        except ValueError as error:  # a NUL byte
+            raise Refused(damaged(Span(path), "Python source", str(error))) from None
         self.classes: dict[str, cst.ClassDef] = {}
         self.functions: dict[str, cst.FunctionDef] = {}
         self.constants: dict[str, cst.BaseExpression] = {}
@@ -250,10 +248,6 @@ class UpstreamModule:
         return {attribute: tuple(dict.fromkeys(classes)) for attribute, classes in result.items() if classes}
 
     # -- positions ----------------------------------------------------------------------------------------------
-
-    @cached_property
-    def ast(self) -> python_ast.Module:
-        return python_ast.parse(self.text)
 
     def span(self, where: str = "", node: cst.CSTNode | None = None) -> Span:
         """The place of ``Class.method`` or ``function``; with ``node``, of that node inside it."""

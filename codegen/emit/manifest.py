@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +35,13 @@ class Entry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """``entries`` by (target, upstream path). ``compiler`` is the digest of the compiler's own text."""
+    """``entries`` by (target, upstream path). ``compiler`` is the digest of the compiler's own text, ``packages`` those
+    of the ``__init__.py`` files that were written."""
 
     version: str
     compiler: str
     entries: Mapping[tuple[str, str], Entry]
+    packages: dict[str, str] = field(default_factory=dict)
 
 
 def digest(text: str) -> str:
@@ -64,13 +66,16 @@ def read(path: Path) -> Manifest | None:
         data = tomllib.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is damaged ({error}); restore it from version control or delete it") from None
     try:
         entries = {
             (target, row["upstream"]): _entry(target, row) for target, rows in data["targets"].items() for row in rows
         }
-        return Manifest(data["upstream"]["version"], data["compiler"]["digest"], entries)
+        packages = {str(path): str(text) for path, text in data.get("packages", {}).items()}
+        return Manifest(data["upstream"]["version"], data["compiler"]["digest"], entries, packages)
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is not a manifest of this compiler ({error!r}); delete it and regenerate") from None
 
@@ -99,12 +104,15 @@ def _diagnostic(row: Mapping[str, Any], family: str) -> Diagnostic:
     )
 
 
-def render(version: str, compiler: str, compiled: Sequence[Compiled], sources: Mapping[str, str]) -> str:
-    """The manifest's text; ``sources`` maps upstream paths to digests of their text."""
+def render(
+    version: str, compiler: str, compiled: Sequence[Compiled], sources: Mapping[str, str], packages: Mapping[str, str]
+) -> str:
+    """The manifest's text; ``sources`` maps upstream paths, ``packages`` ``__init__.py`` files to digests of them."""
     document = tomlkit.document()
     document.add(tomlkit.comment(NOTICE.strip()))
     document.add("upstream", _table({"distribution": "transformers", "version": version}))
     document.add("compiler", _table({"digest": compiler}))
+    document.add("packages", _table(packages))
     targets = tomlkit.table(is_super_table=True)
     for target in sorted({c.target for c in compiled}):
         rows = tomlkit.aot()

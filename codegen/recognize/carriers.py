@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import libcst as cst
 
-from codegen.diagnostics import Diagnostic, Refused
+from codegen.diagnostics import Diagnostic, Refused, damaged
 from codegen.ir import Carrier, Role
 from codegen.syntax import find, self_attribute
 from codegen.upstream import UpstreamModule
@@ -41,6 +41,8 @@ def writes_cache(module: UpstreamModule, cls: str) -> bool:
 def carriers(module: UpstreamModule, head: str) -> tuple[Carrier, ...]:
     """The carriers below one head, head first. Raises Refused when there is no path to a cache."""
     where = module.span(head)
+    if head not in module.classes:
+        raise Refused(damaged(where, f"class {head}, as upstream's mapping says", "no such class in this file"))
     if module.method(head, "forward") is None:
         raise Refused(
             Diagnostic(
