@@ -8,6 +8,7 @@ from codegen.rules.qeff.attention_dispatch import AttentionDispatch
 from codegen.rules.qeff.cache_address import CacheAddress
 from codegen.rules.qeff.cache_update import CacheUpdate
 from codegen.rules.qeff.complex_rotation import ComplexRotation
+from codegen.rules.qeff.counted_positions import CountedPositions
 from codegen.rules.qeff.counts_to_list import CountsToList
 from codegen.rules.qeff.dynamic_cache import DynamicCache
 from codegen.rules.qeff.expert_counts import ExpertCounts
@@ -34,6 +35,7 @@ QEFF = Target(
         Step(WholeLogits()),
         # backbone
         Step(DynamicCache(), Expect.SOMEWHERE),
+        Step(CountedPositions()),
         Step(PositionDefault()),
         Step(MaskBuilder(), Expect.SOMEWHERE),
         Step(PositionEmbedding()),
