@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
-from runtime.verify.sizes import EXPERTS, HEADS, TOP_K, WINDOW
+from runtime.verify.sizes import EXPERTS, HEAD_DIM, HEADS, TOP_K, WINDOW
 
 SOFT_CAP: Final = 5.0
 """Low enough that capping changes the logits of a tiny model far more than any tolerance."""
@@ -12,7 +12,8 @@ OTHER_VALUES: Final[Mapping[str, tuple[Any, ...]]] = {
     # attention
     "num_key_value_heads": (HEADS, 1),
     "num_kv_heads": (HEADS, 1),
-    "head_dim": (16,),
+    "num_global_key_value_heads": (1,),
+    "head_dim": (16, HEAD_DIM),
     "query_pre_attn_scalar": (100,),
     "logit_scale": (0.5,),
     "clip_qkv": (1.0,),
@@ -25,10 +26,10 @@ OTHER_VALUES: Final[Mapping[str, tuple[Any, ...]]] = {
     "rotary_dim": (16,),
     "v_head_dim": (16,),
     # mixtures of experts
-    "num_experts_per_tok": (1,),
-    "top_k_experts": (1,),
-    "moe_topk": (1,),
-    "moe_k": (1,),
+    "num_experts_per_tok": (1, TOP_K),
+    "top_k_experts": (1, TOP_K),
+    "moe_topk": (1, TOP_K),
+    "moe_k": (1, TOP_K),
     "n_group": (2,),
     "topk_group": (2,),
     "topk_method": ("group_limited_greedy", "noaux_tc"),
@@ -43,11 +44,11 @@ OTHER_VALUES: Final[Mapping[str, tuple[Any, ...]]] = {
     "moe_layer_interval": (2,),
     "moe_layer_start_index": (0,),
     "moe_layer_end_index": (1,),
-    "shared_intermediate_size": (0,),
+    "shared_intermediate_size": (0, 56),
     "routed_scaling_factor": (1.7,),
     "route_scale": (1.7,),
     "moe_norm_min": (0.9,),
-    "num_kv_shared_layers": (0,),
+    "num_kv_shared_layers": (0, 2),
     "hidden_size_per_layer_input": (0,),
     # learned positions and norms
     "position_embedding_type": ("rope", "nope"),
@@ -63,6 +64,7 @@ COMPANIONS: Final[Mapping[str, Mapping[str, Any]]] = {
     "n_group": {"topk_group": 1},
     "topk_group": {"n_group": 3},
     "topk_method": {"n_group": 2, "topk_group": 1},
+    "num_global_key_value_heads": {"attention_k_eq_v": True},
     "enable_moe_block": {"num_experts": EXPERTS, "top_k_experts": TOP_K, "moe_intermediate_size": 40},
 }
 """What must be set along with a field for its other value to have an effect; applied where the class has these
@@ -85,6 +87,8 @@ NOT_VARIED: Final[Mapping[str, str]] = {
     "num_labels": "classification heads only",
     "pretraining_tp": "a split of the same computation",
     "gradient_checkpointing": "training only",
+    "moe_jitter_eps": "training only",
+    "moe_loss_weight": "training only",
     "is_decoder": "an encoder is no causal LM",
     "is_encoder_decoder": "there is no encoder's output in a causal LM",
     "use_bidirectional_attention": "attention in both directions is no causal LM",
@@ -101,6 +105,13 @@ NOT_VARIED: Final[Mapping[str, str]] = {
     "max_position_embeddings": "a size; varied along with the rope types that depend on it",
 }
 """Fields that code may branch on and that verification leaves alone, each with the reason."""
+
+NOT_VARIED_BEGINNINGS: Final[Mapping[str, str]] = {
+    "vision_config.": "images, which a causal LM's prompts do not have",
+    "audio_config.": "sound, which a causal LM's prompts do not have",
+    "classifier_": "classification heads only",
+    "summary_": "classification heads only",
+}
 
 NOT_VARIED_ENDINGS: Final[Mapping[str, str]] = {
     "dropout": "zero in eval mode",

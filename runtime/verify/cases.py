@@ -15,7 +15,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from runtime.verify import factory
-from runtime.verify.alternatives import COMPANIONS, NOT_VARIED, NOT_VARIED_ENDINGS, OTHER_VALUES, SOFT_CAP
+from runtime.verify.alternatives import (
+    COMPANIONS,
+    NOT_VARIED,
+    NOT_VARIED_BEGINNINGS,
+    NOT_VARIED_ENDINGS,
+    OTHER_VALUES,
+    SOFT_CAP,
+)
 from runtime.verify.rope_cases import rope_cases
 from runtime.verify.sizes import FIXED, SIZES, WINDOW
 
@@ -94,14 +101,16 @@ def _cases_of(cls: type[Any], config: Any, switch: str) -> list[Case] | NotVarie
     if outer in ("rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor"):
         found = [Case(f"rope_parameters={name}", overrides) for name, overrides in rope_cases(config).items()]
         return found or NotVaried(switch, "the tiny configuration has no rope parameters")
+    if (reason := _reason_not_to_vary(switch) or _reason_not_to_vary(inner)) is not None:
+        return NotVaried(switch, reason)
     if inner:
         return _nested_cases(cls, config, outer, inner)
     real = cls.attribute_map.get(outer, outer)
     declared = {item.name: item for item in dataclasses.fields(cls)}
-    if (reason := _reason_not_to_vary(switch) or _reason_not_to_vary(real)) is not None:
+    if (reason := _reason_not_to_vary(real)) is not None:
         return NotVaried(switch, reason)
     if real not in declared:
-        return _in_text_config(cls, config, switch)
+        return _undeclared(cls, config, switch)
     names = (real, outer, *(alias for alias, target in cls.attribute_map.items() if target == real))
     values = other_values(names, declared[real].type, getattr(config, real), config)
     if isinstance(values, NotVaried):
@@ -112,12 +121,22 @@ def _cases_of(cls: type[Any], config: Any, switch: str) -> list[Case] | NotVarie
     ]
 
 
-def _in_text_config(cls: type[Any], config: Any, switch: str) -> list[Case] | NotVaried:
-    """A field of the text part of a composite configuration is given as if it were the composite's own."""
+def _undeclared(cls: type[Any], config: Any, switch: str) -> list[Case] | NotVaried:
+    """A field of a composite's text part is given as if it were the composite's own; any class takes fields that it
+    does not declare, and code may read them with a fallback.
+    """
     text = getattr(config, "text_config", None) if "text_config" in cls.sub_configs else None
     if text is not None and switch in {item.name for item in dataclasses.fields(type(text))}:
         return _cases_of(type(text), text, switch)
-    return NotVaried(switch, "not a field of the configuration class: derived, or read with a fallback")
+    if hasattr(config, switch):
+        return NotVaried(switch, "derived from other fields")
+    if switch.endswith("bias"):
+        return [Case(f"{switch}=True", {switch: True})]
+    if SIZES.get(switch) == WINDOW:
+        return [Case(f"{switch}={WINDOW}", {switch: WINDOW})]
+    if switch in OTHER_VALUES:
+        return [Case(f"{switch}={_label(value)}", {switch: value}) for value in OTHER_VALUES[switch]]
+    return NotVaried(switch, "not declared by the configuration class, and no value known")
 
 
 def _nested_cases(cls: type[Any], config: Any, outer: str, inner: str) -> list[Case] | NotVaried:
@@ -138,7 +157,11 @@ def _reason_not_to_vary(name: str) -> str | None:
         return NOT_VARIED[name]
     if isinstance(FIXED.get(name), bool):
         return "fixed in every tiny configuration"
-    return next((reason for ending, reason in NOT_VARIED_ENDINGS.items() if name.endswith(ending)), None)
+    parts = (
+        *(reason for beginning, reason in NOT_VARIED_BEGINNINGS.items() if name.startswith(beginning)),
+        *(reason for ending, reason in NOT_VARIED_ENDINGS.items() if name.endswith(ending)),
+    )
+    return next(iter(parts), None)
 
 
 def _companions(names: Iterable[str], value: Any, available: set[str]) -> dict[str, Any]:

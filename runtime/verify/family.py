@@ -8,6 +8,7 @@ from runtime.verify.cases import DEFAULT, Case, cases_for
 from runtime.verify.factory import CannotBuildError
 from runtime.verify.reference import UpstreamFailsError
 from runtime.verify.results import CaseResult, Check, FamilyResult, Status, status_of
+from runtime.verify.scenarios import ESSENTIAL, SCENARIOS, Scenario
 from runtime.verify.subject import Subject, has_effect, prepare
 
 STAGES = ("hf", "kv", "ort")
@@ -44,7 +45,8 @@ def verify_family(request: Request, progress: Progress = lambda case: None) -> F
     results: list[CaseResult] = []
     for case in chosen:
         progress(case.name)
-        result = verify_case(request.family, case, request.stages, request.seed)
+        scenarios = SCENARIOS if case.name == DEFAULT else ESSENTIAL
+        result = verify_case(request.family, case, request.stages, request.seed, scenarios)
         results.append(result)
         if case.name == DEFAULT and result.status in (Status.UNSUPPORTED, Status.UPSTREAM_REFUSES):
             break  # the other cases can only say the same
@@ -56,8 +58,14 @@ def verify_family(request: Request, progress: Progress = lambda case: None) -> F
     )
 
 
-def verify_case(family: str, case: Case, stages: Sequence[str], seed: int = 0) -> CaseResult:
-    """One configuration through the stages; see `verify_family` about errors."""
+def verify_case(
+    family: str,
+    case: Case,
+    stages: Sequence[str],
+    seed: int = 0,
+    scenarios: tuple[Scenario, ...] = SCENARIOS,
+) -> CaseResult:
+    """One configuration through the stages, fed as the scenarios say; see `verify_family` about errors."""
     started = time.perf_counter()
     try:
         subject = prepare(family, case, seed)
@@ -71,7 +79,7 @@ def verify_case(family: str, case: Case, stages: Sequence[str], seed: int = 0) -
     if effect is False:
         message = "; ".join(filter(None, (message, "changes nothing in upstream's logits")))
     if wanted:
-        status, message, checks = _checks(subject, case, wanted, message)
+        status, message, checks = _checks(subject, wanted, scenarios, message)
     return CaseResult(
         case.name,
         status,
@@ -85,15 +93,17 @@ def verify_case(family: str, case: Case, stages: Sequence[str], seed: int = 0) -
     )
 
 
-def _checks(subject: Subject, case: Case, stages: tuple[str, ...], note: str) -> tuple[Status, str, list[Check]]:
+def _checks(
+    subject: Subject, stages: tuple[str, ...], scenarios: tuple[Scenario, ...], note: str
+) -> tuple[Status, str, list[Check]]:
     from runtime.qeff.transforms import UnsupportedFamilyError
     from runtime.verify.continuous import check_continuous
     from runtime.verify.stages import check_stages, describe
 
     checks: list[Check] = []
     try:
-        checks += check_stages(subject, stages)
-        if case.name == DEFAULT:
+        checks += check_stages(subject, stages, scenarios)
+        if subject.case.name == DEFAULT:
             checks += check_continuous(subject, stages)
     except UnsupportedFamilyError as refusal:
         return Status.UNSUPPORTED, refusal.reason, checks

@@ -14,7 +14,25 @@ SHORT_ORIGINAL = 8
 """Below the longest prompt, above the shortest: some rows start beyond it, others grow past it while decoding."""
 
 _PARTIAL = "partial_rotary_factor"
-_KEPT = (_PARTIAL, "rope_theta")
+_ORIGINAL = "original_max_position_embeddings"
+_OF_ONE_TYPE = frozenset(
+    {
+        "rope_type",
+        "type",
+        "factor",
+        "attention_factor",
+        "beta_fast",
+        "beta_slow",
+        "mscale",
+        "mscale_all_dim",
+        "truncate",
+        "short_factor",
+        "long_factor",
+        "low_freq_factor",
+        "high_freq_factor",
+    }
+)
+"""Parameters that belong to a type and go with it; all others (base, rotated part, a family's own) stay."""
 
 
 def rope_cases(config: Any) -> dict[str, dict[str, Any]]:
@@ -50,7 +68,7 @@ def _per_layer_type(config: Any, current: Mapping[str, Any]) -> dict[str, dict[s
 
 
 def _kept(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: parameters[key] for key in _KEPT if key in parameters}
+    return {key: value for key, value in parameters.items() if key not in _OF_ONE_TYPE}
 
 
 def _types(config: Any, current: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -65,35 +83,34 @@ def _types(config: Any, current: Mapping[str, Any]) -> dict[str, dict[str, Any]]
             "factor": 8.0,
             "low_freq_factor": 1.0,
             "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 16,
+            _ORIGINAL: 16,
         },
-        "yarn": {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 16},
-        "yarn_tuned": {
+        "yarn": {"rope_type": "yarn", "factor": 8.0, _ORIGINAL: 16},
+        "yarn_mscale": {
             "rope_type": "yarn",
             "factor": 8.0,
-            "original_max_position_embeddings": 16,
-            "attention_factor": 0.7,
+            _ORIGINAL: 16,
+            "mscale": 1.0,
+            "mscale_all_dim": 0.8,
             "beta_fast": 8.0,
             "beta_slow": 2.0,
             "truncate": False,
         },
-        "yarn_mscale": {
-            "rope_type": "yarn",
-            "factor": 8.0,
-            "original_max_position_embeddings": 16,
-            "mscale": 1.0,
-            "mscale_all_dim": 0.8,
-        },
         "longrope": {
             "rope_type": "longrope",
             "factor": POSITIONS / SHORT_ORIGINAL,
-            "original_max_position_embeddings": SHORT_ORIGINAL,
+            _ORIGINAL: SHORT_ORIGINAL,
             "short_factor": [1.0 + 0.05 * i for i in range(rotated // 2)],
             "long_factor": [1.5 + 0.5 * i for i in range(rotated // 2)],
+            # Read by some families only; the others' functions ignore them.
+            "short_mscale": 1.1,
+            "long_mscale": 1.3,
         },
     }
     if own == "default":
         del types["default"]
+    if _ORIGINAL in current:
+        types[f"{_ORIGINAL}={SHORT_ORIGINAL}"] = {**current, _ORIGINAL: SHORT_ORIGINAL}
     if _PARTIAL in current:
         for factor in (0.25, 0.5, 1.0):
             if factor != current[_PARTIAL]:
@@ -114,6 +131,6 @@ def _overrides(config: Any, parameters: dict[str, Any]) -> dict[str, Any]:
     for one in sets:
         if one.get("rope_type") == "dynamic":
             overrides["max_position_embeddings"] = 2 * SHORT_ORIGINAL
-        elif "original_max_position_embeddings" in one and hasattr(config, "original_max_position_embeddings"):
-            overrides["original_max_position_embeddings"] = one["original_max_position_embeddings"]
+        elif _ORIGINAL in one and hasattr(config, _ORIGINAL):
+            overrides[_ORIGINAL] = one[_ORIGINAL]
     return overrides

@@ -67,3 +67,6 @@ SCENARIOS: tuple[Scenario, ...] = (
     # The last chunk holds one token and three pads, and the token's slot is the last one: a pad written there is seen.
     Scenario("one prompt that fills the context, chunks of 4", (0,), Padding.RIGHT, chunk=4, spare=0, steps=1),
 )
+
+ESSENTIAL = tuple(scenario for scenario in SCENARIOS if scenario.steps == DECODE_STEPS)
+"""For all cases but a family's default: what the others add does not depend on the configuration."""

@@ -60,8 +60,10 @@ def variant(subject: Subject, **options: Any) -> Iterator[tuple[Any, Path]]:
         yield wrapper, Path(folder) / "export"
 
 
-def check_stages(subject: Subject, stages: tuple[str, ...]) -> list[Check]:
-    """Every scenario in the stages given ("kv", "ort"). One exported file serves all scenarios of the second.
+def check_stages(
+    subject: Subject, stages: tuple[str, ...], scenarios: tuple[Scenario, ...] = SCENARIOS
+) -> list[Check]:
+    """The scenarios in the stages given ("kv", "ort"). One exported file serves all scenarios of the second.
 
     Raises `runtime.qeff.UnsupportedFamilyError` where there is no variant; everything else that goes wrong is a
     failed check.
@@ -73,7 +75,7 @@ def check_stages(subject: Subject, stages: tuple[str, ...]) -> list[Check]:
                 checks.append(failed)
                 continue
             engine = VariantEngine(wrapper, RUNTIMES[stage])
-            checks += [check_scenario(stage, engine, subject, scenario) for scenario in SCENARIOS]
+            checks += [check_scenario(stage, engine, subject, scenario) for scenario in scenarios]
             if stage == "ort" and len(files := list(folder.parent.rglob("*.onnx"))) != 1:
                 message = f"{len(files)} files were exported for one model"
                 checks.append(Check(stage, "one file for every batch and length", Status.FAILED, message=message))
