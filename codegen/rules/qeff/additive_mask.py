@@ -5,6 +5,7 @@ from __future__ import annotations
 import libcst as cst
 
 from codegen.ir import Role
+from codegen.recognize.own_bias import takes_own_bias
 from codegen.rules.base import Case, Edit, Edits, Match, NotApplicable, Site
 from codegen.syntax import assignment, below, code, every_statement, expression, find, names, parameters, walk
 
@@ -47,6 +48,39 @@ def eager(q, k, attention_mask):
     return q
 """,
         ),
+        Case(
+            """
+def prepare(bias, attention_mask):
+    if attention_mask is not None:
+        if attention_mask.dtype == torch.bool:
+            attention_mask = torch.where(attention_mask, torch.tensor(0.0), lowest)
+        bias = bias.masked_fill(attention_mask[:, :, :, : bias.shape[-1]] != 0, lowest)
+    return bias
+""",
+            "prepare",
+            """
+def prepare(bias, attention_mask):
+    if attention_mask is not None:
+        bias = bias.masked_fill(attention_mask[:, :, :, : bias.shape[-1]], lowest)
+    return bias
+""",
+        ),
+        Case(
+            """
+def eager(module, q, attention_mask):
+    return q + attention_mask
+
+class CaseAttention:
+    def forward(self, x, attention_mask=None, past_key_values=None):
+        bias = self.own_mask(x, attention_mask)
+        x, _ = past_key_values.update(x, x, self.layer_idx)
+        return eager(self, x, attention_mask=bias)
+
+    def own_mask(self, x, attention_mask):
+        return x.masked_fill(attention_mask != 0, lowest)
+""",
+            "eager",
+        ),
         Case("def eager(q, attention_mask):\n    return f(q)\n", "eager"),
         Case(
             """
@@ -60,7 +94,7 @@ def eager(q, attention_mask):
 
     def match(self, site: Site) -> Match:
         function = site.function
-        if MASK not in parameters(function):
+        if MASK not in parameters(function) or (not site.cls and takes_own_bias(site.module, site.where)):
             return NotApplicable()
         masks = {name for name in parameters(function) if name.endswith(MASK)}  # encoder_attention_mask adds likewise
         edits: list[Edit] = []
@@ -82,6 +116,12 @@ def eager(q, attention_mask):
                     value = expression("mask_scores(SCORES, MASK)", SCORES=node.target, MASK=node.value)
                     edits.append(Edit(node, cst.Assign(targets=[cst.AssignTarget(node.target)], value=value)))
                     known |= _ids(node.value)
+            elif isinstance(node, cst.If) and _converts_boolean(node, masks):
+                edits.append(Edit(node, cst.RemoveFromParent()))  # there True is shown, here it is hidden
+                known |= _ids(node)
+            elif isinstance(node, cst.Call) and (hidden := _hidden_by(node, masks)) is not None:
+                edits.append(Edit(node.args[0].value, hidden))
+                known |= _ids(node.args[0])
             elif isinstance(node, cst.Comparison) and len(node.comparisons) == 1:
                 if isinstance(node.comparisons[0].operator, cst.Is | cst.IsNot):
                     known |= _ids(node)
@@ -98,6 +138,22 @@ def eager(q, attention_mask):
                         "teach rules/qeff/additive_mask.py this use of the mask",
                     )
         return Edits(edits, {"mask_scores": "runtime.qeff.masks"}) if edits else NotApplicable()
+
+
+def _converts_boolean(branch: cst.If, masks: set[str]) -> bool:
+    """``if mask.dtype == torch.bool:`` makes the float mask that the lines below know."""
+    return branch.orelse is None and code(branch.test) in {f"{mask}.dtype == torch.bool" for mask in masks}
+
+
+def _hidden_by(call: cst.Call, masks: set[str]) -> cst.BaseExpression | None:
+    """``mask`` of ``x.masked_fill(mask != 0, fill)``."""
+    if not isinstance(call.func, cst.Attribute) or call.func.attr.value != "masked_fill" or len(call.args) != 2:
+        return None
+    test = call.args[0].value
+    if not isinstance(test, cst.Comparison) or len(test.comparisons) != 1 or not _mask_itself(test.left, masks):
+        return None
+    compared = test.comparisons[0]
+    return test.left if isinstance(compared.operator, cst.NotEqual) and code(compared.comparator) == "0" else None
 
 
 def _mask_itself(value: cst.BaseExpression, masks: set[str]) -> bool:
