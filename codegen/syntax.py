@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from functools import cache
 from typing import TypeVar
 
@@ -125,6 +125,22 @@ def names(node: cst.CSTNode) -> frozenset[str]:
         else:
             stack.extend(below(current))
     return frozenset(result)
+
+
+def reads(node: cst.CSTNode, wanted: Container[str]) -> list[cst.Name]:
+    """Where bare names of a set occur below the node, in source order; attribute names and keyword labels do not
+    count."""
+    result: list[cst.Name] = []
+    stack: list[cst.CSTNode] = [node]
+    while stack:
+        current = stack.pop()
+        if isinstance(current, cst.Name):
+            result += [current] if current.value in wanted else []
+        elif isinstance(current, cst.Attribute | cst.Arg):
+            stack.append(current.value)
+        else:
+            stack.extend(reversed(below(current)))
+    return result
 
 
 def same(left: cst.CSTNode, right: cst.CSTNode) -> bool:

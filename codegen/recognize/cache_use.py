@@ -28,7 +28,7 @@ def unknown_uses(module: UpstreamModule, classes: tuple[str, ...]) -> list[Diagn
             skipped = {
                 id(n)
                 for branch in walk(method.node.body)
-                if isinstance(branch, cst.If | cst.IfExp) and names(branch.test) & CROSS
+                if isinstance(branch, cst.If | cst.IfExp) and _every_name(branch.test) & CROSS
                 for n in walk(branch.body)
             }
             for attribute in find(method.node.body, cst.Attribute):
@@ -47,6 +47,11 @@ def unknown_uses(module: UpstreamModule, classes: tuple[str, ...]) -> list[Diagn
                         ),
                     )
     return list(result.values())
+
+
+def _every_name(test: cst.BaseExpression) -> frozenset[str]:
+    """Bare names and attribute names: ``self.is_cross_attention`` counts like ``is_cross_attention``."""
+    return names(test) | {a.attr.value for a in find(test, cst.Attribute)}
 
 
 def unknown_receivers(module: UpstreamModule, carriers: Collection[str]) -> list[Diagnostic]:

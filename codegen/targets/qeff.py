@@ -5,22 +5,33 @@ from __future__ import annotations
 from codegen.ir import NormScale, Role, RotaryStyle
 from codegen.rules.qeff.additive_mask import AdditiveMask
 from codegen.rules.qeff.attention_dispatch import AttentionDispatch
+from codegen.rules.qeff.biased_mask import BiasedMask
 from codegen.rules.qeff.cache_address import CacheAddress
 from codegen.rules.qeff.cache_update import CacheUpdate
+from codegen.rules.qeff.causal_table import CausalTable
 from codegen.rules.qeff.complex_rotation import ComplexRotation
 from codegen.rules.qeff.counted_positions import CountedPositions
 from codegen.rules.qeff.counts_to_list import CountsToList
+from codegen.rules.qeff.default_mask import DefaultMask
 from codegen.rules.qeff.dynamic_cache import DynamicCache
+from codegen.rules.qeff.eager_choice import EagerChoice
+from codegen.rules.qeff.encoder_mask import EncoderMask
 from codegen.rules.qeff.expert_counts import ExpertCounts
 from codegen.rules.qeff.expert_loop import ExpertLoop
 from codegen.rules.qeff.expert_weights import ExpertWeights
+from codegen.rules.qeff.given_positions import GivenPositions
 from codegen.rules.qeff.grouped_experts import GroupedExperts
+from codegen.rules.qeff.grown_table import GrownTable
+from codegen.rules.qeff.helper_address import HelperAddress
 from codegen.rules.qeff.index_add import IndexAdd
+from codegen.rules.qeff.key_bias import KeyBias
 from codegen.rules.qeff.logits_slice import LogitsSlice, WholeLogits
 from codegen.rules.qeff.loss import Loss
 from codegen.rules.qeff.mask_builder import MaskBuilder
+from codegen.rules.qeff.padding_positions import PaddingPositions
 from codegen.rules.qeff.position_default import PositionDefault
 from codegen.rules.qeff.position_embedding import PositionEmbedding
+from codegen.rules.qeff.position_name import PositionName
 from codegen.rules.qeff.returned_cache import ReturnedCache
 from codegen.targets.base import Expect, Step, Target
 
@@ -35,14 +46,24 @@ QEFF = Target(
         Step(WholeLogits()),
         # backbone
         Step(DynamicCache(), Expect.SOMEWHERE),
+        Step(EncoderMask()),
+        Step(DefaultMask()),
+        Step(PositionName()),
+        Step(KeyBias()),
         Step(CountedPositions()),
         Step(PositionDefault()),
+        Step(GrownTable()),
+        Step(PaddingPositions()),
+        Step(GivenPositions()),
         Step(MaskBuilder(), Expect.SOMEWHERE),
+        Step(BiasedMask()),
         Step(PositionEmbedding()),
         Step(ReturnedCache(), Expect.ONCE_PER_CLASS, Role.BACKBONE),
         # attention
         Step(CacheUpdate(), Expect.ONCE_PER_CLASS, Role.ATTENTION),
+        Step(EagerChoice()),
         Step(AttentionDispatch()),
+        Step(CausalTable()),
         Step(AdditiveMask(), Expect.SOMEWHERE),
         Step(ComplexRotation()),
         # experts
@@ -53,6 +74,7 @@ QEFF = Target(
         Step(ExpertCounts()),
         Step(IndexAdd()),
         # everything on the cache's path
+        Step(HelperAddress()),
         Step(CacheAddress(), Expect.ONCE_PER_CLASS, Role.ATTENTION),
     ),
     rotary_mixins={

@@ -7,9 +7,25 @@ import libcst as cst
 from codegen.ir import Role
 from codegen.recognize.own_bias import takes_own_bias
 from codegen.rules.base import Case, Edit, Edits, Match, NotApplicable, Site
-from codegen.syntax import assignment, below, code, every_statement, expression, find, names, parameters, walk
+from codegen.rules.qeff.biased_mask import has_biased_mask
+from codegen.rules.qeff.mask_builder import BUILDERS
+from codegen.syntax import (
+    arguments,
+    assignment,
+    below,
+    code,
+    every_statement,
+    expression,
+    find,
+    names,
+    parameters,
+    walk,
+    with_keywords,
+)
 
 MASK = "attention_mask"
+FILL = ("mask_scores", "runtime.qeff.masks")
+BIASED_FILL = ("add_mask", "runtime.qeff.alibi")
 
 
 class AdditiveMask:
@@ -90,14 +106,58 @@ def eager(q, attention_mask):
             "eager",
             refuses="attention_mask < -1",
         ),
+        Case(
+            """
+def eager(q, attention_mask):
+    if attention_mask.size() != (1, 2):
+        raise ValueError(attention_mask.size())
+    return q.masked_fill(attention_mask, torch.finfo(q.dtype).min)
+""",
+            "eager",
+            """
+def eager(q, attention_mask):
+    return mask_scores(q, attention_mask)
+""",
+        ),
+        Case(
+            """
+def eager(q, attention_mask, prompt):
+    prompt_mask = torch.zeros(1, prompt.size(1)).to(attention_mask.device)
+    attention_mask = torch.cat([prompt_mask, attention_mask], dim=(-1))
+    return q + attention_mask
+""",
+            "eager",
+            """
+def eager(q, attention_mask, prompt):
+    prompt_mask = torch.zeros(1, prompt.size(1), dtype=torch.bool).to(attention_mask.device)
+    attention_mask = torch.cat([prompt_mask, attention_mask], dim=(-1))
+    return mask_scores(q, attention_mask)
+""",
+        ),
+        Case(
+            """
+def build_bias(attention_mask):
+    return attention_mask.cumsum(dim=-1)
+
+class CaseModel:
+    def forward(self, x, attention_mask=None):
+        return build_bias(attention_mask), create_causal_mask(attention_mask=attention_mask)
+""",
+            "build_bias",
+        ),
     )
 
     def match(self, site: Site) -> Match:
         function = site.function
-        if MASK not in parameters(function) or (not site.cls and takes_own_bias(site.module, site.where)):
+        own_bias = not site.cls and takes_own_bias(site.module, site.where)
+        if MASK not in parameters(function) or own_bias or _takes_token_mask(site):
             return NotApplicable()
         masks = {name for name in parameters(function) if name.endswith(MASK)}  # encoder_attention_mask adds likewise
+        fill, source = FILL
+        if has_biased_mask(site.module, site.family):
+            fill, source = BIASED_FILL
         edits: list[Edit] = []
+        zeros: set[str] = set()  # additive masks that hide nothing
         known: set[int] = set()  # nodes in which a mask's name is understood
         for node in walk(function.body):
             bound = assignment(node)
@@ -105,22 +165,38 @@ def eager(q, attention_mask):
                 masks.add(bound[0].value)
                 known |= _ids(bound[1])
                 known.add(id(bound[0]))
+            elif bound is not None and (new := _zeros(bound[1], masks)) is not None:
+                if "dtype" not in arguments(new):
+                    edits.append(Edit(new, with_keywords(new, {"dtype": "torch.bool"})))
+                known |= _ids(bound[1])
+                zeros.add(code(bound[0]))
+            elif bound is not None and code(bound[0]) in masks and _joins(bound[1], masks, zeros):
+                known |= _ids(node)
+            elif isinstance(node, cst.If) and _only_checks_size(node, masks):
+                edits.append(Edit(node, cst.RemoveFromParent()))
+                known |= _ids(node)
             elif isinstance(node, cst.BinaryOperation) and isinstance(node.operator, cst.Add):
                 for mask, scores in ((node.right, node.left), (node.left, node.right)):
                     if _mask_itself(mask, masks) and not names(scores) & masks:
-                        edits.append(Edit(node, expression("mask_scores(SCORES, MASK)", SCORES=scores, MASK=mask)))
+                        edits.append(Edit(node, expression(f"{fill}(SCORES, MASK)", SCORES=scores, MASK=mask)))
                         known |= _ids(mask)
                         break
             elif isinstance(node, cst.AugAssign) and isinstance(node.operator, cst.AddAssign):
                 if _mask_itself(node.value, masks) and isinstance(node.target, cst.Name):
-                    value = expression("mask_scores(SCORES, MASK)", SCORES=node.target, MASK=node.value)
+                    value = expression(f"{fill}(SCORES, MASK)", SCORES=node.target, MASK=node.value)
                     edits.append(Edit(node, cst.Assign(targets=[cst.AssignTarget(node.target)], value=value)))
                     known |= _ids(node.value)
+            elif isinstance(node, cst.Call) and (filled := _fills_lowest(node, masks)) is not None:
+                mask = node.args[0].value
+                edits.append(Edit(node, expression(f"{fill}(SCORES, MASK)", SCORES=filled, MASK=mask)))
+                known |= _ids(mask)
             elif isinstance(node, cst.If) and _converts_boolean(node, masks):
                 edits.append(Edit(node, cst.RemoveFromParent()))  # there True is shown, here it is hidden
                 known |= _ids(node)
             elif isinstance(node, cst.Call) and (hidden := _hidden_by(node, masks)) is not None:
                 edits.append(Edit(node.args[0].value, hidden))
+                known |= _ids(node.args[0])
+            elif isinstance(node, cst.Call) and _fills(node, masks):
                 known |= _ids(node.args[0])
             elif isinstance(node, cst.Comparison) and len(node.comparisons) == 1:
                 if isinstance(node.comparisons[0].operator, cst.Is | cst.IsNot):
@@ -137,7 +213,65 @@ def eager(q, attention_mask):
                         f"`{_around(line, name)}`",
                         "teach rules/qeff/additive_mask.py this use of the mask",
                     )
-        return Edits(edits, {"mask_scores": "runtime.qeff.masks"}) if edits else NotApplicable()
+        return Edits(edits, {fill: source}) if edits else NotApplicable()
+
+
+def _takes_token_mask(site: Site) -> bool:
+    """Whether a module-level function's mask is the model's own [batch, length] one: only classes that make masks of it
+    call the function."""
+    if site.cls:
+        return False
+    name, module = site.function.name.value, site.module
+    callers = [cls for cls in module.classes if any(name in names(m.node.body) for m in module.reachable_methods(cls))]
+    return bool(callers) and all(
+        any(names(m.node.body) & set(BUILDERS) for m in module.reachable_methods(cls)) for cls in callers
+    )
+
+
+def _zeros(value: cst.BaseExpression, masks: set[str]) -> cst.Call | None:
+    """``torch.zeros(...)`` of ``torch.zeros(...).to(mask.device)``: an additive mask that hides nothing."""
+    if not (isinstance(value, cst.Call) and isinstance(value.func, cst.Attribute) and value.func.attr.value == "to"):
+        return None
+    made = value.func.value
+    if not (isinstance(made, cst.Call) and code(made.func) == "torch.zeros"):
+        return None
+    dtype = arguments(made).get("dtype")
+    if dtype is not None and code(dtype.value) != "torch.bool":
+        return None
+    return made if [code(a.value) for a in value.args] in ([f"{mask}.device"] for mask in masks) else None
+
+
+def _joins(value: cst.BaseExpression, masks: set[str], zeros: set[str]) -> bool:
+    """``torch.cat([zeros, mask], dim=-1)``."""
+    if not (isinstance(value, cst.Call) and code(value.func) == "torch.cat" and value.args):
+        return False
+    joined = value.args[0].value
+    parts = [code(e.value) for e in joined.elements] if isinstance(joined, cst.List | cst.Tuple) else []
+    return bool(parts) and all(part in masks | zeros for part in parts)
+
+
+def _only_checks_size(branch: cst.If, masks: set[str]) -> bool:
+    """``if mask.size() != (...): raise ...``; a mask made here has its size by construction."""
+    test = branch.test
+    if branch.orelse is not None or not isinstance(test, cst.Comparison) or len(test.comparisons) != 1:
+        return False
+    raises = [isinstance(s, cst.SimpleStatementLine) and isinstance(s.body[0], cst.Raise) for s in branch.body.body]
+    return code(test.left) in {f"{mask}.size()" for mask in masks} and all(raises)
+
+
+def _fills(call: cst.Call, masks: set[str]) -> bool:
+    """``scores.masked_fill(mask, fill)``: such a mask is boolean, True where hidden, in upstream too."""
+    func = call.func
+    filling = isinstance(func, cst.Attribute) and func.attr.value == "masked_fill" and len(call.args) == 2
+    return filling and _mask_itself(call.args[0].value, masks)
+
+
+def _fills_lowest(call: cst.Call, masks: set[str]) -> cst.BaseExpression | None:
+    """``scores`` of ``scores.masked_fill(mask, torch.finfo(...).min)``."""
+    if not (_fills(call, masks) and isinstance(call.func, cst.Attribute)):
+        return None
+    lowest = code(call.args[1].value)
+    return call.func.value if lowest.startswith("torch.finfo(") and lowest.endswith(".min") else None
 
 
 def _converts_boolean(branch: cst.If, masks: set[str]) -> bool:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import libcst as cst
 
 from codegen.ir import Role
-from codegen.recognize.carriers import CARRIED, bound_by_loops, called_attribute
+from codegen.recognize.calls import callees
+from codegen.recognize.carriers import CARRIED, bound_by_loops
 from codegen.rules.base import Case, Edit, Edits, Match, NotApplicable, Site
 from codegen.syntax import arguments, find, keyword_catch_all, parameters, with_keywords
 
@@ -65,20 +66,20 @@ class CaseWrapper:
             return NotApplicable()  # forward(*args, **kwargs) hands everything on as it is
         missing = [name for name in CARRIED if name not in present]
         if missing:
-            edits.append(Edit(function.params, _with_parameters(function.params, missing)))
+            edits.append(Edit(function.params, with_parameters(function.params, missing)))
         loops = bound_by_loops(function)
         for call in find(function.body, cst.Call):
-            attribute = called_attribute(call, loops)
-            callees = carrier.callees(attribute) if attribute is not None else ()
-            if callees:
-                given = _positional(site, callees[0], call)
+            called = [c for c in callees(site.module, site.cls, call, loops) if site.family.carrier(c) is not None]
+            if called:
+                given = _positional(site, called[0], call)
                 wanted = {name: name for name in CARRIED if name not in given and name not in arguments(call)}
                 if wanted:
                     edits.append(Edit(call, with_keywords(call, wanted)))
         return Edits(edits) if edits else NotApplicable()
 
 
-def _with_parameters(params: cst.Parameters, new: list[str]) -> cst.Parameters:
+def with_parameters(params: cst.Parameters, new: list[str]) -> cst.Parameters:
+    """The parameters with optional ones of the cache's address added at the end."""
     added = [
         cst.Param(
             name=cst.Name(name),

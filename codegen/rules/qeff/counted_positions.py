@@ -5,8 +5,8 @@ from __future__ import annotations
 import libcst as cst
 
 from codegen.ir import Role
+from codegen.recognize.lengths import LENGTH
 from codegen.rules.base import Case, Edit, Edits, Match, NotApplicable, Site
-from codegen.rules.qeff.position_default import LENGTH
 from codegen.syntax import assignment, code, dotted, every_statement, expression, find, names
 
 ELEMENTWISE = frozenset(

@@ -6,6 +6,8 @@ import libcst as cst
 
 from codegen.ir import Role
 from codegen.rules.base import Case, Edit, Edits, Match, NotApplicable, Site
+from codegen.rules.qeff.extended_mask import SOURCES as EXTENDED_SOURCES
+from codegen.rules.qeff.extended_mask import extended_masks
 from codegen.syntax import (
     arguments,
     assignment,
@@ -62,6 +64,18 @@ class CaseModel:
         Case(
             """
 class CaseModel:
+    def forward(self, x, attention_mask, position_ids):
+        return self.get_extended_attention_mask(attention_mask, x.shape)
+""",
+            "CaseModel.forward",
+            """
+    def forward(self, x, attention_mask, position_ids):
+        return create_decoder_mask(self.config, attention_mask, past_key_values=QEffDynamicCache.from_legacy_cache(past_key_values), position_ids=position_ids, comp_ctx_lengths=comp_ctx_lengths)
+""",
+        ),
+        Case(
+            """
+class CaseModel:
     def forward(self, x):
         return self.keep(create_causal_mask)
 """,
@@ -72,9 +86,10 @@ class CaseModel:
 
     def match(self, site: Site) -> Match:
         function = site.function
+        extended = extended_masks(function)
         used = {n for n in names(function.body) if n in BUILDERS}
         if not used:
-            return NotApplicable()
+            return Edits(extended, EXTENDED_SOURCES) if extended else NotApplicable()
         aliases = set(used)
         understood: set[int] = set()
         for line in every_statement(function.body):

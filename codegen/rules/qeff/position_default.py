@@ -5,10 +5,15 @@ from __future__ import annotations
 import libcst as cst
 
 from codegen.ir import Role
+from codegen.recognize.calls import bound_to, callees
+from codegen.recognize.carriers import bound_by_loops
+from codegen.recognize.lengths import Lengths
 from codegen.rules.base import Case, Edit, Edits, Match, NotApplicable, Site
-from codegen.syntax import assignment, code, every_statement, find, names
+from codegen.rules.qeff.given_positions import ONE_ROW, POSITIONS, length_parameters, simplified
+from codegen.syntax import assignment, code, every_statement, expression, find, keyword_argument, names
 
-LENGTH = "get_seq_length"
+ROWS = ("unsqueeze", "view", "expand", "repeat", "to", "long")
+RESHAPES = ("unsqueeze", "squeeze", "view", "reshape", "expand", "repeat", "transpose", "permute", "flatten")
 
 
 class PositionDefault:
@@ -34,13 +39,99 @@ class CaseModel:
         ),
         Case(
             """
+class CaseEmbedding(nn.Embedding):
+    def forward(self, x, seen=0, position_ids=None):
+        if position_ids is None:
+            position_ids = torch.arange(seen, seen + x.shape[1])
+        return super().forward(position_ids)
+
+class CaseModel:
+    def __init__(self, config):
+        self.embed = CaseEmbedding()
+    def forward(self, x, past_key_values=None):
+        past = past_key_values.get_seq_length()
+        position_ids = torch.arange(x.shape[1]) + past
+        return self.embed(x, past)
+""",
+            "CaseModel.forward",
+            """
+    def forward(self, x, past_key_values=None):
+        return self.embed(x, position_ids=position_ids)
+""",
+        ),
+        Case(
+            """
+class CaseEmbedding(nn.Embedding):
+    def forward(self, x, seen=0, position_ids=None):
+        if position_ids is None:
+            position_ids = torch.arange(seen, seen + x.shape[1])
+        return super().forward(position_ids)
+
+class CaseModel:
+    def __init__(self, config):
+        self.embed = CaseEmbedding()
+    def forward(self, x, past_key_values=None):
+        past = past_key_values.get_seq_length()
+        table = self.embed(x, past)[None, None, :, :]
+        return table
+""",
+            "CaseModel.forward",
+            """
+    def forward(self, x, past_key_values=None):
+        table = self.embed(x, position_ids=position_ids)[:, None, :, :]
+        return table
+""",
+        ),
+        Case(
+            """
+class CaseEmbedding(nn.Embedding):
+    def forward(self, x, seen=0, position_ids=None):
+        if position_ids is None:
+            position_ids = torch.arange(seen, seen + x.shape[1])
+        return super().forward(position_ids)
+
+class CaseModel:
+    def __init__(self, config):
+        self.embed = CaseEmbedding()
+    def forward(self, x, past_key_values=None):
+        past = past_key_values.get_seq_length()
+        table = self.embed(x, past)
+        return x + table.unsqueeze(0)
+""",
+            "CaseModel.forward",
+            refuses="`table = self.embed(x, past)`",
+        ),
+        Case(
+            """
+class CaseModel:
+    def forward(self, x, past_key_values=None):
+        seen = past_key_values.get_seq_length()
+        position_ids = torch.arange(x.shape[1]) + seen + 2
+        return self.embed(position_ids)
+""",
+            "CaseModel.forward",
+            refuses="`position_ids = torch.arange(x.shape[1]) + seen + 2`",
+        ),
+        Case(
+            """
+class CaseModel:
+    def forward(self, x, past_key_values=None):
+        seen = past_key_values.get_seq_length()
+        x = self.embed(x, seen)
+        return self.layer(x)
+""",
+            "CaseModel.forward",
+            refuses="`x = self.embed(x, seen)`",
+        ),
+        Case(
+            """
 class CaseModel:
     def forward(self, x, past_key_values=None):
         seen = past_key_values.get_seq_length()
         return self.embed(x, seen)
 """,
             "CaseModel.forward",
-            refuses="self.embed(x, seen)",
+            refuses="`return self.embed(x, seen)`",
         ),
     )
 
@@ -51,43 +142,54 @@ class CaseModel:
             for line in every_statement(function.body)
             if isinstance(line, cst.If) and _tests_missing_positions(line) and _only_binds_positions(line)
         ]
-        inside = {id(n) for edit in edits for n in every_statement(edit.node)}
-        counted: dict[str, cst.BaseStatement] = {}
+        gone = {id(n) for edit in edits for n in every_statement(edit.node)}
+        lengths = Lengths()
+        origin: dict[str, cst.BaseStatement] = {}  # where a name came to depend on a length
+        counted = False  # position_ids was counted here, in one row
         for line in every_statement(function.body):
+            read = _head(line)
+            if id(line) in gone or read is None:
+                continue
             bound = assignment(line)
-            if (
-                id(line) not in inside
-                and bound is not None
-                and isinstance(bound[0], cst.Name)
-                and LENGTH in code(bound[1])
-            ):
-                counted[bound[0].value] = line
-        dead = {e.node for e in edits} | set(counted.values())
-        for name, line in counted.items():
-            for other in _simple_lines(function, dead):
-                if name in names(other):
-                    return site.refusal(
-                        self.id,
-                        other,
-                        "nothing that depends on the cache's length but default positions",
-                        f"`{code(other)}`",
-                        "the length of a fixed buffer says nothing of the tokens seen; derive it from position_ids",
-                    )
-            edits.append(Edit(line, cst.RemoveFromParent()))
-        for part in _simple_lines(function, dead):
-            if LENGTH in {a.attr.value for a in find(part, cst.Attribute)} and "isinstance" not in names(part):
-                return site.refusal(
-                    self.id,
-                    part,
-                    "nothing that depends on the cache's length but default positions",
-                    f"`{code(part)}`",
-                    "the length of a fixed buffer says nothing of the tokens seen; derive it from position_ids",
-                )
+            target = bound[0].value if bound is not None and isinstance(bound[0], cst.Name) else ""
+            if counted and target == POSITIONS and bound is not None and POSITIONS in names(bound[1]):
+                if code(bound[1]) == ONE_ROW:
+                    edits.append(Edit(line, cst.RemoveFromParent()))
+                    continue
+                return self._refuse(site, line, read)
+            if not lengths.read_in(read):
+                continue
+            calls = _without_lengths(site, line, lengths)
+            edits += [_with_batch_axis(line, edit) for edit in calls]
+            if calls and _reshaped(function, line, calls, target):
+                return self._refuse(site, line, read)
+            first = next((origin[n] for n in sorted(names(read) & origin.keys())), line)
+            if bound is not None and target == POSITIONS and not calls:
+                if not _counts(bound[1], lengths):
+                    return self._refuse(site, first, _head(first) or line)
+                counted = True
+                edits.append(Edit(line, cst.RemoveFromParent()))
+            elif bound is not None and target and not calls:
+                lengths.bind(target, bound[1])
+                if target in lengths.other:
+                    origin[target] = first
+                edits.append(Edit(line, cst.RemoveFromParent()))
+            elif lengths.read_in(read) and "isinstance" not in names(read):
+                return self._refuse(site, first, _head(first) or line)
         return Edits(edits) if edits else NotApplicable()
+
+    def _refuse(self, site: Site, line: cst.BaseStatement, read: cst.CSTNode) -> Match:
+        return site.refusal(
+            self.id,
+            line,
+            "nothing that depends on the cache's length but default positions",
+            f"`{code(_bare(read))}`",
+            "the length of a fixed buffer says nothing of the tokens seen; derive it from position_ids",
+        )
 
 
 def _tests_missing_positions(branch: cst.If) -> bool:
-    return code(branch.test) == "position_ids is None"
+    return code(branch.test) == f"{POSITIONS} is None"
 
 
 def _only_binds_positions(branch: cst.If) -> bool:
@@ -95,17 +197,90 @@ def _only_binds_positions(branch: cst.If) -> bool:
     return branch.orelse is None and all(assignment(line) is not None for line in lines)
 
 
-def _simple_lines(function: cst.FunctionDef, dead: set[cst.BaseStatement] | set[cst.CSTNode]) -> list[cst.CSTNode]:
-    """Simple lines and heads of compound ones outside the statements that go away."""
-    gone = {id(n) for node in dead for n in every_statement(node)}
-    result: list[cst.CSTNode] = []
-    for line in every_statement(function.body):
-        if id(line) in gone:
+def _head(line: cst.BaseStatement) -> cst.CSTNode | None:
+    """A simple line, or what a compound one evaluates before its body; its body's lines come on their own."""
+    if isinstance(line, cst.SimpleStatementLine):
+        return line
+    if isinstance(line, cst.If | cst.While):
+        return line.test
+    return line.iter if isinstance(line, cst.For) else None
+
+
+def _bare(node: cst.CSTNode) -> cst.CSTNode:
+    """Without the comments above it."""
+    return node.with_changes(leading_lines=[]) if isinstance(node, cst.SimpleStatementLine) else node
+
+
+def _counts(value: cst.BaseExpression, lengths: Lengths) -> bool:
+    """``torch.arange(new) + seen`` or ``torch.arange(seen, seen + new)``, in any number of rows: the default of
+    position_ids. Anything else would number tokens otherwise."""
+    while isinstance(value, cst.Call) and isinstance(value.func, cst.Attribute) and value.func.attr.value in ROWS:
+        value = value.func.value
+    if isinstance(value, cst.BinaryOperation) and isinstance(value.operator, cst.Add):
+        sides = ((value.left, value.right), (value.right, value.left))
+        return any(_arange(one, lengths, 1) and lengths.is_seen(other) for one, other in sides)
+    return _arange(value, lengths, 2)
+
+
+def _arange(value: cst.BaseExpression, lengths: Lengths, bounds: int) -> bool:
+    """``torch.arange`` of as many bounds; the lower of two is the cache's length."""
+    if not (isinstance(value, cst.Call) and code(value.func) == "torch.arange"):
+        return False
+    given = [arg.value for arg in value.args if arg.keyword is None]
+    if len(given) != bounds:
+        return False
+    return not lengths.read_in(value) if bounds == 1 else lengths.is_seen(given[0]) and lengths.is_keys(given[1])
+
+
+def _without_lengths(site: Site, line: cst.BaseStatement, lengths: Lengths) -> list[Edit]:
+    """Takes lengths out of the line's calls to parts that read none once positions are given, and gives positions."""
+    if not isinstance(line, cst.SimpleStatementLine):
+        return []
+    loops = bound_by_loops(site.function)
+    edits = []
+    for call in find(line, cst.Call):
+        parts = callees(site.module, site.cls, call, loops)
+        forwards = [f for p in parts if (f := simplified(site.module, p)) is not None]
+        if not parts or len(forwards) != len(parts) or any(site.family.carrier(p) is not None for p in parts):
             continue
-        if isinstance(line, cst.SimpleStatementLine):
-            result.append(line)
-        elif isinstance(line, cst.If):
-            result.append(line.test)
-        elif isinstance(line, cst.For):
-            result.append(line.iter)
-    return result
+        unread = [length_parameters(site.module, p) for p in parts]
+        bound = [bound_to(call, f) for f in forwards]
+        dropped = [
+            arg
+            for arg in call.args
+            if isinstance(arg.value, cst.Name)
+            and arg.value.value in lengths.names
+            and all(any(given.get(p) is arg for p in u) for given, u in zip(bound, unread, strict=True))
+        ]
+        kept = [arg for arg in call.args if arg not in dropped]
+        if not dropped or any(a.keyword is None for a in call.args[call.args.index(dropped[-1]) + 1 :]):
+            continue  # a positional argument would move into the gap
+        if any(POSITIONS not in given for given in bound):
+            kept.append(keyword_argument(POSITIONS, POSITIONS))
+        plain = [a.with_changes(comma=cst.MaybeSentinel.DEFAULT) for a in kept]
+        edits.append(Edit(call, call.with_changes(args=plain)))
+        lengths.ignored |= {id(arg) for arg in dropped}
+    return edits
+
+
+def _with_batch_axis(line: cst.BaseStatement, edit: Edit) -> Edit:
+    """``part(...)[None, None, :, :]`` adds axes for batch and heads to [seq_len, dim]; the batch is there already."""
+    for subscript in find(line, cst.Subscript):
+        if subscript.value is edit.node and [code(e.slice) for e in subscript.slice] == ["None", "None", ":", ":"]:
+            assert isinstance(edit.new, cst.BaseExpression)
+            return Edit(subscript, expression("PART[:, None, :, :]", PART=edit.new))
+    return edit
+
+
+def _reshaped(function: cst.FunctionDef, line: cst.BaseStatement, calls: list[Edit], target: str) -> bool:
+    """Whether what a part returns for [batch, seq_len] positions is reshaped as if it were for [seq_len] ones."""
+    parts = {id(edit.node) for edit in calls}
+    for node in find(function.body, cst.Attribute):
+        of_part = id(node.value) in parts or (target and code(node.value) == target)
+        if of_part and node.attr.value in RESHAPES:
+            return True
+    return any(
+        (id(s.value) in parts or (target and code(s.value) == target))
+        and [code(e.slice) for e in s.slice] != ["None", "None", ":", ":"]
+        for s in find(function.body, cst.Subscript)
+    )

@@ -1,0 +1,19 @@
+"""How many slots a call attends to."""
+
+from typing import Any
+
+from torch import Tensor
+
+
+def slot_count(past_key_values: Any, comp_ctx_lengths: Tensor | None) -> Any:
+    """``T``, the number of keys that attention sees: upstream's tokens seen plus tokens new.
+
+    Args:
+        past_key_values: cache whose ``get_seq_length()`` is the buffer length.
+        comp_ctx_lengths: None, or a tensor whose last dimension's length is ``T``.
+    Returns:
+        an int, or the size's symbol while a graph is traced.
+    """
+    if comp_ctx_lengths is not None:
+        return comp_ctx_lengths.shape[-1]
+    return past_key_values.get_seq_length()
