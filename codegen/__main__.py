@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -72,7 +74,7 @@ def generate(
         "compiled_files": len(tree.compiled) - tree.reused,
         "generated": _count(tree, "generated"),
         "refused": _count(tree, "refused"),
-        "newly_refused": [{"family": name, **problem.as_dict()} for name, problem in refused],
+        "newly_refused": [{**problem.as_dict(), "family": name} for name, problem in refused],
     }
     if as_json:
         _print_json(report)
@@ -82,7 +84,7 @@ def generate(
             f" {len(changes.created)} files created, {len(changes.updated)} updated, {len(changes.orphaned)} removed,"
             f" {len(changes.unchanged)} unchanged"
         )
-    _tell_refusals(refused)
+        _tell_refusals(refused)
     raise typer.Exit(DIFFERENT if refused else FRESH)
 
 
@@ -251,17 +253,28 @@ def _fail(message: str, code: int) -> NoReturn:
     raise SystemExit(code)
 
 
+class _Interrupted(BaseException):
+    """Ctrl-C. Not KeyboardInterrupt, which the command line library answers itself, and says nothing of the tree."""
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    raise _Interrupted
+
+
 def main() -> None:
     """The console entry point: one place that turns unusable input and interruption into messages and exit codes."""
+    before = signal.signal(signal.SIGINT, _interrupt)
     try:
         app()
     except (InputError, Refused, store.StoreError) as error:
         _fail(f"regraft: {error}", UNUSABLE)
-    except KeyboardInterrupt:
+    except _Interrupted:
         _fail("regraft: interrupted; the generated tree is as it was", 130)
     except BrokenPipeError:
         sys.stderr.close()
         raise SystemExit(0) from None
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 if __name__ == "__main__":

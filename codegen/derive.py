@@ -11,19 +11,22 @@ from codegen.diagnostics import Diagnostic, Refused
 from codegen.ir import FamilyIR, Role
 from codegen.recognize.entry_points import entered_methods
 from codegen.rules.base import Edits, NotApplicable, Refusal, Rule, Site, rewrite
-from codegen.syntax import code, names
+from codegen.syntax import Replacement, code, names
 from codegen.targets.base import Expect, Target
 from codegen.upstream import UpstreamModule
 
 
 @dataclass(frozen=True)
 class AppliedEdit:
-    """What one rule did in one method: upstream's text of the node and what it became."""
+    """What one rule did in one method: the text of the node and what it became. ``function`` is the method as the rule
+    found it, upstream's with the edits of earlier rules; ``node`` is in it."""
 
     rule: str
     where: str
     before: str
     after: str
+    function: cst.FunctionDef = field(repr=False)
+    node: cst.CSTNode = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -122,9 +125,16 @@ def _run(
         emitted.names.update(match.names)
         used.append(step.rule)
         for edit in match.edits:
-            after = code(edit.new) if isinstance(edit.new, cst.CSTNode) else ""
-            emitted.edits.append(AppliedEdit(step.rule.id, site.where, code(edit.node), after))
+            before, after = code(edit.node), _text(edit.new)
+            emitted.edits.append(AppliedEdit(step.rule.id, site.where, before, after, here.function, edit.node))
     return function, used
+
+
+def _text(new: Replacement) -> str:
+    """The text of what takes a node's place; empty when it is removed."""
+    if isinstance(new, cst.CSTNode):
+        return code(new)
+    return "\n".join(code(n) for n in new) if isinstance(new, cst.FlattenSentinel) else ""
 
 
 def _functions(

@@ -101,7 +101,7 @@ def _map(work: list[Work], jobs: int) -> Iterable[Compiled]:
     if jobs <= 1 or len(work) <= 1:
         yield from (_guarded(*item) for item in work)
         return
-    pool = ProcessPoolExecutor(max_workers=jobs, initializer=_leave_interrupts_to_the_parent)
+    pool = ProcessPoolExecutor(max_workers=jobs, initializer=_end_quietly_on_ctrl_c)
     try:
         yield from pool.map(_guarded, *zip(*work, strict=True), chunksize=2)
     except BrokenProcessPool:
@@ -110,9 +110,9 @@ def _map(work: list[Work], jobs: int) -> Iterable[Compiled]:
         pool.shutdown(cancel_futures=True)
 
 
-def _leave_interrupts_to_the_parent() -> None:
-    """Ctrl-C goes to every process of the terminal; one of them is to answer it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _end_quietly_on_ctrl_c() -> None:
+    """Ctrl-C goes to every process of the terminal; one of them is to say so."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _guarded(text: str, path: str, families: tuple[Family, ...], target_name: str, helpers: Helpers) -> Compiled:

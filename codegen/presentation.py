@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from codegen.emit.coverage import Row
     from codegen.review import Explanation, Inspection, RuleFacts
 
-OUT = Console(highlight=False, soft_wrap=True)
-ERR = Console(stderr=True, highlight=False, soft_wrap=True)
+# Without emoji: "modeling_x.py:100:5" is a place, not a picture.
+OUT = Console(highlight=False, soft_wrap=True, emoji=False)
+ERR = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 
 def say(text: str) -> None:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from codegen.derive import AppliedEdit, EmittedModule, derive
-from codegen.diagnostics import Diagnostic, InputError, Refused
+from codegen.diagnostics import Diagnostic, InputError, Refused, Span
 from codegen.discovery import Family, discover
 from codegen.driver import compile_text
 from codegen.emit import coverage, manifest, verified
@@ -17,6 +17,7 @@ from codegen.generation import select
 from codegen.recognize.family import recognize
 from codegen.rules.base import Rule
 from codegen.source import Release
+from codegen.syntax import code, every_statement, walk
 from codegen.targets import TARGETS
 from codegen.upstream import UpstreamModule
 
@@ -181,48 +182,86 @@ def explanations(release: Release, place: str, root: Path) -> list[Explanation]:
 
 
 def _explained(module: UpstreamModule, known: dict[str, Rule], edit: AppliedEdit) -> Explanation:
-    return Explanation(edit.rule, known[edit.rule].why, str(module.span(edit.where)), edit.before, edit.after)
+    return Explanation(edit.rule, known[edit.rule].why, _edited(module, edit), edit.before, edit.after)
 
 
 def _of_line(emitted: EmittedModule, known: dict[str, Rule], text: str, number: int) -> list[Explanation]:
-    """Edits whose new text holds the statement at the line, narrowest method first."""
+    """Edits that made the statement at the line, or upstream's line when none did; nothing outside of methods."""
     lines = text.splitlines()
     if not 1 <= number <= len(lines):
         raise InputError(f"the file has {len(lines)} lines")
-    owner = None
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.ClassDef) and node.lineno <= number <= (node.end_lineno or 0):
-            for member in node.body:
-                if isinstance(member, ast.FunctionDef) and member.lineno <= number <= (member.end_lineno or 0):
-                    owner = (node.name.removeprefix(emitted.target.prefix), member.name)
-        elif isinstance(node, ast.FunctionDef) and owner is None and node.col_offset == 0:
-            if node.lineno <= number <= (node.end_lineno or 0):
-                owner = ("", node.name)
-    wanted = _squeezed(lines[number - 1])
-    if owner is None or not wanted:
-        return []
-    owners = emitted.module.bases(owner[0]) or ("",)
-    places = {f"{o}.{owner[1]}" if o else owner[1] for o in owners}
-    made = [e for e in emitted.edits if e.where in places and e.after and wanted in _squeezed(e.after)]
-    if made:
-        return [_explained(emitted.module, known, e) for e in made]
     module = emitted.module
-    method = module.method(owner[0], owner[1]) if owner[0] else None
-    where = f"{method.owner}.{owner[1]}" if method is not None else owner[1]
-    return [
-        Explanation(
-            "(upstream)",
-            "the line is upstream's own",
-            str(module.span(where)),
-            lines[number - 1].strip(),
-            lines[number - 1].strip(),
-        )
-    ]
+    found = _method_at(ast.parse(text), number)
+    if found is None or not _squeezed(lines[number - 1]):
+        return []
+    cls, node = found
+    owners = module.bases(cls.removeprefix(emitted.target.prefix)) if cls else ("",)
+    places = [f"{owner}.{node.name}" if owner else node.name for owner in owners]
+    line = lines[number - 1].strip()
+    statement = _squeezed("".join(lines[slice(*_statement_at(node, number))]))
+    for where in places:
+        if statement in _squeezed("".join(_source(module, where))):
+            return [Explanation("(upstream)", "the line is upstream's own", _place(module, where, line), line, line)]
+    edits = [e for e in emitted.edits if e.where in places and e.after]
+    made = [e for e in edits if _squeezed(e.after) in statement or statement in _squeezed(e.after)]
+    return [_explained(module, known, e) for e in made]
+
+
+def _method_at(tree: ast.Module, number: int) -> tuple[str, ast.FunctionDef] | None:
+    """The class (empty for a function) and the function that hold the line."""
+    for node in tree.body:
+        members = node.body if isinstance(node, ast.ClassDef) else [node]
+        for member in members:
+            if isinstance(member, ast.FunctionDef) and member.lineno <= number <= (member.end_lineno or 0):
+                return node.name if isinstance(node, ast.ClassDef) else "", member
+    return None
+
+
+def _statement_at(function: ast.FunctionDef, number: int) -> tuple[int, int]:
+    """From and to which line, as a slice, the simple statement at a line goes; the line alone in a compound's head."""
+    for node in ast.walk(function):
+        if isinstance(node, ast.stmt) and not hasattr(node, "body"):
+            if node.lineno <= number <= (node.end_lineno or 0):
+                return node.lineno - 1, node.end_lineno or number
+    return number - 1, number
+
+
+def _source(module: UpstreamModule, where: str) -> list[str]:
+    """Upstream's lines of ``Class.method`` or ``function``."""
+    owner, _, name = where.rpartition(".")
+    holder = next((n for n in module.ast.body if isinstance(n, ast.ClassDef) and n.name == owner), module.ast)
+    for node in holder.body:
+        if isinstance(node, ast.FunctionDef) and node.name == name:
+            return module.text.splitlines()[node.lineno - 1 : node.end_lineno]
+    return []
+
+
+def _edited(module: UpstreamModule, edit: AppliedEdit) -> str:
+    """Where upstream has what an edit changed, found by the statement around it."""
+    around = ""
+    for statement in every_statement(edit.function.body):
+        if any(node is edit.node for node in walk(statement)):
+            around = code(statement)  # the innermost comes last
+    upstream = _squeezed("".join(_source(module, edit.where)))
+    return _place(module, edit.where, edit.before, max(upstream.find(_squeezed(around)), 0))
+
+
+def _place(module: UpstreamModule, where: str, text: str, start: int = 0) -> str:
+    """The upstream line where a text begins, or where the method does when an earlier rule had changed it. ``start``
+    counts characters of the method that are not layout."""
+    span = module.span(where)
+    lines = _source(module, where)
+    at = "".join(map(_squeezed, lines)).find(_squeezed(text), start)
+    for offset, line in enumerate(lines if at >= 0 else []):
+        if at < len(_squeezed(line)):
+            return str(Span(span.path, span.line + offset, len(line) - len(line.lstrip()) + 1))
+        at -= len(_squeezed(line))
+    return str(span)
 
 
 def _squeezed(text: str) -> str:
-    """Without blanks and trailing commas, since the formatter breaks lines as it likes."""
-    return "".join(text.split()).rstrip(",")
+    """Without blanks and commas, since the formatter breaks lines as it likes, and adds a comma where it does."""
+    return "".join(text.split()).replace(",", "")
 
 
 def coverage_rows(root: Path) -> dict[str, list[Row]]:

@@ -117,7 +117,7 @@ def open_release(source: str | Path | None) -> Release:
             metadata = next(n for n in archive.namelist() if n.endswith(".dist-info/METADATA"))
             text = archive.read(metadata).decode("utf-8")
         except (*_READ_ERRORS, StopIteration, UnicodeDecodeError) as error:
-            raise InputError(f"{path} is not a readable wheel: {error or 'no METADATA inside'}") from None
+            raise InputError(f"{path} is not a readable wheel: {str(error) or 'no METADATA inside'}") from None
         return Release(_metadata_version(text, path), _Wheel(archive))
     if path.is_dir():
         for root in (path, path / PACKAGE, path / "src" / PACKAGE):
