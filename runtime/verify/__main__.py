@@ -48,7 +48,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
     if options.output:
-        write_results(results, options.output)
+        try:
+            write_results(results, options.output)
+        except OSError as error:
+            print(f"cannot write {options.output}: {error.strerror or error}", file=sys.stderr)
+            return FAILED
     if options.json:
         print(to_json(results), end="")
     else:

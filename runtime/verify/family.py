@@ -42,6 +42,9 @@ def verify_family(request: Request, progress: Progress = lambda case: None) -> F
     except CannotBuildError as refusal:
         return _ended(request, Status.UPSTREAM_REFUSES, str(refusal), started)
     chosen = [case for case in listed.cases if not request.only or case.name in request.only]
+    if not chosen:
+        names = ", ".join(case.name for case in listed.cases)
+        return _ended(request, Status.FAILED, f"has no case named {', '.join(request.only)}; it has {names}", started)
     results: list[CaseResult] = []
     for case in chosen:
         progress(case.name)

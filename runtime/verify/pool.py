@@ -174,11 +174,13 @@ class _environment:
 
 def _serve(channel: Connection, work: Work) -> None:
     """The worker's loop; it ends with its channel."""
+    import signal
     import warnings
 
     import torch
     import transformers
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted and ends its workers
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(1)
@@ -187,7 +189,7 @@ def _serve(channel: Connection, work: Work) -> None:
         try:
             request: Request = channel.recv()
             channel.send(_guarded(work, request, channel))
-        except (EOFError, OSError, KeyboardInterrupt):
+        except (EOFError, OSError):
             return
 
 

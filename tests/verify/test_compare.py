@@ -161,3 +161,14 @@ def test_padding_over_a_live_slot_is_caught(subject: Subject, monkeypatch: pytes
         assert check_scenario("kv", engine, subject, fills).status is Status.PASSED
         monkeypatch.setattr(cache, "ctx_scatter", scatter)
         assert check_scenario("kv", engine, subject, fills).status is Status.FAILED
+
+
+def test_variants_leave_upstream_as_it_was(subject: Subject) -> None:
+    """References of later cases are made in a process that has run variants: upstream's classes must not remember
+    them.
+    """
+    with variant(subject) as (wrapper, _):
+        assert check_scenario("kv", VariantEngine(wrapper, "torch"), subject, SCENARIOS[0]).status is Status.PASSED
+        again = prepare(subject.family, subject.case)
+    assert torch.equal(again.expected.logits, subject.expected.logits)
+    assert torch.equal(again.expected.tokens, subject.expected.tokens)

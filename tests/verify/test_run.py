@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from runtime.verify import __main__ as command
-from runtime.verify.family import Request
+from runtime.verify.family import Request, verify_family
 from runtime.verify.pool import Event, Finished, Started, run_all
 from runtime.verify.report import summary
 from runtime.verify.results import CaseResult, Check, FamilyResult, Status, status_of, to_json
@@ -56,6 +56,28 @@ def test_unknown_names() -> None:
         requests_for(["gema2"])
     with pytest.raises(ValueError, match="unknown stage 'onnx'"):
         requests_for(["llama"], stages=("hf", "onnx"))
+
+
+def test_an_unknown_case_is_told_with_those_there_are() -> None:
+    result = verify_family(Request("llama", ("hf",), ("mlp_bias",), only=("no_such_case",)))
+    assert result.status is Status.FAILED
+    assert "no_such_case" in result.message and "mlp_bias=True" in result.message
+
+
+def test_the_upstream_stage_alone() -> None:
+    result = verify_family(Request("llama", ("hf",), ("mlp_bias",)))
+    assert result.status is Status.PASSED
+    assert [(case.case, case.status, case.method) for case in result.cases] == [
+        ("default", Status.PASSED, "generate"),
+        ("mlp_bias=True", Status.PASSED, "generate"),
+    ]
+
+
+def test_what_upstream_refuses_is_recorded() -> None:
+    result = verify_family(Request("phi3", ("hf",), ("rope_parameters",)))
+    refused = {case.case: case.message for case in result.cases if case.status is Status.UPSTREAM_REFUSES}
+    assert "must be one of ['longrope']" in refused["rope_parameters=linear"]
+    assert result.status is Status.PASSED
 
 
 def test_switches_reach_the_requests() -> None:
