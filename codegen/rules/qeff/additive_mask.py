@@ -5,7 +5,6 @@ from __future__ import annotations
 import libcst as cst
 
 from codegen.ir import Role
-from codegen.recognize.own_bias import takes_own_bias
 from codegen.rules.base import Case, Edit, Edits, Match, NotApplicable, Site
 from codegen.rules.qeff.biased_mask import has_biased_mask
 from codegen.rules.qeff.mask_builder import BUILDERS
@@ -64,39 +63,6 @@ def eager(q, k, attention_mask):
     return q
 """,
         ),
-        Case(
-            """
-def prepare(bias, attention_mask):
-    if attention_mask is not None:
-        if attention_mask.dtype == torch.bool:
-            attention_mask = torch.where(attention_mask, torch.tensor(0.0), lowest)
-        bias = bias.masked_fill(attention_mask[:, :, :, : bias.shape[-1]] != 0, lowest)
-    return bias
-""",
-            "prepare",
-            """
-def prepare(bias, attention_mask):
-    if attention_mask is not None:
-        bias = bias.masked_fill(attention_mask[:, :, :, : bias.shape[-1]], lowest)
-    return bias
-""",
-        ),
-        Case(
-            """
-def eager(module, q, attention_mask):
-    return q + attention_mask
-
-class CaseAttention:
-    def forward(self, x, attention_mask=None, past_key_values=None):
-        bias = self.own_mask(x, attention_mask)
-        x, _ = past_key_values.update(x, x, self.layer_idx)
-        return eager(self, x, attention_mask=bias)
-
-    def own_mask(self, x, attention_mask):
-        return x.masked_fill(attention_mask != 0, lowest)
-""",
-            "eager",
-        ),
         Case("def eager(q, attention_mask):\n    return f(q)\n", "eager"),
         Case(
             """
@@ -149,8 +115,7 @@ class CaseModel:
 
     def match(self, site: Site) -> Match:
         function = site.function
-        own_bias = not site.cls and takes_own_bias(site.module, site.where)
-        if MASK not in parameters(function) or own_bias or _takes_token_mask(site):
+        if MASK not in parameters(function) or _takes_token_mask(site):
             return NotApplicable()
         masks = {name for name in parameters(function) if name.endswith(MASK)}  # encoder_attention_mask adds likewise
         fill, source = FILL
@@ -190,12 +155,6 @@ class CaseModel:
                 mask = node.args[0].value
                 edits.append(Edit(node, expression(f"{fill}(SCORES, MASK)", SCORES=filled, MASK=mask)))
                 known |= _ids(mask)
-            elif isinstance(node, cst.If) and _converts_boolean(node, masks):
-                edits.append(Edit(node, cst.RemoveFromParent()))  # there True is shown, here it is hidden
-                known |= _ids(node)
-            elif isinstance(node, cst.Call) and (hidden := _hidden_by(node, masks)) is not None:
-                edits.append(Edit(node.args[0].value, hidden))
-                known |= _ids(node.args[0])
             elif isinstance(node, cst.Call) and _fills(node, masks):
                 known |= _ids(node.args[0])
             elif isinstance(node, cst.Comparison) and len(node.comparisons) == 1:
@@ -272,22 +231,6 @@ def _fills_lowest(call: cst.Call, masks: set[str]) -> cst.BaseExpression | None:
         return None
     lowest = code(call.args[1].value)
     return call.func.value if lowest.startswith("torch.finfo(") and lowest.endswith(".min") else None
-
-
-def _converts_boolean(branch: cst.If, masks: set[str]) -> bool:
-    """``if mask.dtype == torch.bool:`` makes the float mask that the lines below know."""
-    return branch.orelse is None and code(branch.test) in {f"{mask}.dtype == torch.bool" for mask in masks}
-
-
-def _hidden_by(call: cst.Call, masks: set[str]) -> cst.BaseExpression | None:
-    """``mask`` of ``x.masked_fill(mask != 0, fill)``."""
-    if not isinstance(call.func, cst.Attribute) or call.func.attr.value != "masked_fill" or len(call.args) != 2:
-        return None
-    test = call.args[0].value
-    if not isinstance(test, cst.Comparison) or len(test.comparisons) != 1 or not _mask_itself(test.left, masks):
-        return None
-    compared = test.comparisons[0]
-    return test.left if isinstance(compared.operator, cst.NotEqual) and code(compared.comparator) == "0" else None
 
 
 def _mask_itself(value: cst.BaseExpression, masks: set[str]) -> bool:
