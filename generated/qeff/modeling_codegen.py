@@ -38,6 +38,7 @@ from runtime.qeff.masks import create_causal_mask, mask_scores
 class QEffCodeGenAttention(CodeGenAttention):
     """CodeGenAttention: writes and reads a fixed buffer addressed by position_ids.
 
+    * qeff/position-embedding: padding has position -1, which no table has; its row is never read again
     * qeff/cache-update: a fixed buffer has no length of its own: the slots written are the positions, padding (-1) writes nothing
     * qeff/cache-address: the key/value buffer is addressed by position and cache row, not by how much was seen before
     * qeff/additive-mask: the mask follows from positions alone; a finite fill keeps padding rows free of NaN
@@ -76,7 +77,7 @@ class QEffCodeGenAttention(CodeGenAttention):
             embed_positions = embed_positions.to(position_ids.device)
             self.embed_positions = embed_positions
 
-        sincos = embed_positions[position_ids]
+        sincos = embed_positions[position_ids.clamp(min=0)]
         sin, cos = torch.split(sincos, sincos.shape[-1] // 2, dim=-1)
 
         if self.rotary_dim is not None:

@@ -252,6 +252,7 @@ class QEffGPT2Model(GPT2Model):
     """GPT2Model: runs on the engine's key/value buffers, masks built from positions.
 
     * qeff/dynamic-cache: the buffers are inputs and outputs of the graph, of fixed length, owned by the engine
+    * qeff/encoder-mask: a causal LM alone has no encoder to attend to, and what a token may not see yet cannot be in its cache
     * qeff/position-default: a fixed buffer's length is ctx_len, not the number of tokens seen; position_ids is always an input
     * qeff/mask-builder: no attention mask is an input of the graph; padding is position -1 and windows are counted in positions
     * qeff/position-embedding: padding has position -1, which no table has; its row is never read again
@@ -280,7 +281,6 @@ class QEffGPT2Model(GPT2Model):
         if input_ids is not None and inputs_embeds is not None:
             raise ValueError("You cannot specify both input_ids and inputs_embeds at the same time")
         elif input_ids is not None:
-            self.warn_if_padding_and_no_attention_mask(input_ids, attention_mask)
             input_shape = input_ids.size()
             input_ids = input_ids.view(-1, input_shape[-1])
             batch_size = input_ids.shape[0]

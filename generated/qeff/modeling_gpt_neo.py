@@ -37,6 +37,7 @@ from transformers.models.gpt_neo.modeling_gpt_neo import (
 )
 
 from runtime.qeff.cache import QEffDynamicCache
+from runtime.qeff.causal_table import table_rows
 from runtime.qeff.logits import last_token
 from runtime.qeff.masks import create_causal_mask, mask_scores
 
@@ -45,7 +46,9 @@ class QEffGPTNeoSelfAttention(GPTNeoSelfAttention):
     """GPTNeoSelfAttention: writes and reads a fixed buffer addressed by position_ids.
 
     * qeff/cache-update: a fixed buffer has no length of its own: the slots written are the positions, padding (-1) writes nothing
+    * qeff/helper-address: a mask or a cache write in a helper method needs the same address as in forward
     * qeff/cache-address: the key/value buffer is addressed by position and cache row, not by how much was seen before
+    * qeff/causal-table: in a fixed buffer the keys' length says nothing of where the queries are
     * qeff/additive-mask: the mask follows from positions alone; a finite fill keeps padding rows free of NaN
     """
 
@@ -77,7 +80,7 @@ class QEffGPTNeoSelfAttention(GPTNeoSelfAttention):
                 {"position_ids": position_ids, "batch_index": batch_index, "CCL": comp_ctx_lengths},
             )
 
-        attn_output, attn_weights = self._attn(query, key, value, attention_mask)
+        attn_output, attn_weights = self._attn(query, key, value, attention_mask, position_ids=position_ids)
 
         attn_output = self._merge_heads(attn_output, self.num_heads, self.head_dim)
         attn_output = self.out_proj(attn_output)
@@ -85,7 +88,7 @@ class QEffGPTNeoSelfAttention(GPTNeoSelfAttention):
 
         return attn_output, attn_weights
 
-    def _attn(self, query, key, value, attention_mask=None):
+    def _attn(self, query, key, value, attention_mask=None, position_ids: torch.LongTensor | None = None):
         # Keep the attention weights computation in fp32 to avoid overflow issues
         query = query.to(torch.float32)
         key = key.to(torch.float32)
@@ -94,7 +97,7 @@ class QEffGPTNeoSelfAttention(GPTNeoSelfAttention):
 
         # Apply sliding window masking for local attention layers
         query_length, key_length = query.size(-2), key.size(-2)
-        causal_mask = self.bias[:, :, key_length - query_length : key_length, :key_length]
+        causal_mask = table_rows(self.bias, position_ids, key_length)
         mask_value = torch.finfo(attn_weights.dtype).min
         # Need to be a tensor, otherwise we get error: `RuntimeError: expected scalar type float but found double`.
         # Need to be on the same device, otherwise `RuntimeError: ..., x and y to be on the same device`

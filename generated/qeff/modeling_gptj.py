@@ -39,6 +39,7 @@ from runtime.qeff.masks import create_causal_mask, mask_scores
 class QEffGPTJAttention(GPTJAttention):
     """GPTJAttention: writes and reads a fixed buffer addressed by position_ids.
 
+    * qeff/position-embedding: padding has position -1, which no table has; its row is never read again
     * qeff/cache-update: a fixed buffer has no length of its own: the slots written are the positions, padding (-1) writes nothing
     * qeff/cache-address: the key/value buffer is addressed by position and cache row, not by how much was seen before
     * qeff/additive-mask: the mask follows from positions alone; a finite fill keeps padding rows free of NaN
@@ -71,7 +72,7 @@ class QEffGPTJAttention(GPTJAttention):
         embed_positions = self._get_embed_positions(position_ids)
 
         repeated_position_ids = position_ids.unsqueeze(-1).repeat(1, 1, embed_positions.shape[-1])
-        sincos = torch.gather(embed_positions, 1, repeated_position_ids).to(key.dtype)
+        sincos = torch.gather(embed_positions, 1, repeated_position_ids.clamp(min=0)).to(key.dtype)
         sin, cos = torch.split(sincos, sincos.shape[-1] // 2, dim=-1)
 
         if self.rotary_dim is not None:
