@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from runtime.verify.results import FamilyResult
 
 TARGET = "qeff"
+ALL, DEFAULT = "all", "default"  # scopes of a record: every case, or the default configuration alone
 
 
 def run_verification(
@@ -48,6 +49,8 @@ def run_verification(
         requests_for(wanted, stages, cases, seed)
     except ValueError as error:
         raise InputError(str(error)) from None
+    if record and (cases not in ((), (DEFAULT,)) or set(stages) != {"hf", "kv", "ort"}):
+        raise InputError("only a run of all stages, and of all cases or the default one, can be recorded")
     with Reporter(ERR, len(wanted)) as reporter:
         results = verify_families(wanted, stages, jobs, cases, seed, time_limit=time_limit, on_event=reporter)
     if as_json:
@@ -56,14 +59,13 @@ def run_verification(
         OUT.print(table(results, stages))
         OUT.print(summary(results))
     if record:
-        _record(results, stages, cases, out)
+        _record(results, DEFAULT if cases else ALL, out)
     return all(r.status.value == "passed" for r in results)
 
 
-def _record(results: Sequence[FamilyResult], stages: tuple[str, ...], cases: tuple[str, ...], out: Path) -> None:
-    """Adds the results to VERIFIED.toml and renders COVERAGE.md from it. Only complete runs count."""
-    if cases or set(stages) != {"hf", "kv", "ort"}:
-        raise InputError("only a run of all cases and all stages can be recorded")
+def _record(results: Sequence[FamilyResult], scope: str, out: Path) -> None:
+    """Adds the results to VERIFIED.toml and renders COVERAGE.md from it. A run of the default case alone never takes the
+    place of a passed run of all cases of the same text."""
     remembered = manifest.read(out / manifest.NAME)
     if remembered is None:
         raise InputError(f"{out} holds no manifest; run regraft generate")
@@ -72,7 +74,10 @@ def _record(results: Sequence[FamilyResult], stages: tuple[str, ...], cases: tup
     mine = records.setdefault(TARGET, {})
     for result in results:
         if result.family in outputs:
-            mine[result.family] = _of(result, outputs[result.family])
+            new = _of(result, outputs[result.family], scope)
+            old = mine.get(result.family)
+            if old is None or old.output != new.output or old.scope != ALL or scope == ALL or not new.passed:
+                mine[result.family] = new
     for gone in set(mine) - set(outputs):
         del mine[gone]
     text = verified.render("regraft verify --all --record", records)
@@ -81,7 +86,7 @@ def _record(results: Sequence[FamilyResult], stages: tuple[str, ...], cases: tup
     store.commit(out, store.plan(out, {coverage_name(): page}, ()))
 
 
-def _of(result: FamilyResult, output: str) -> verified.Record:
+def _of(result: FamilyResult, output: str, scope: str) -> verified.Record:
     bad = [c for c in result.cases if c.status.value not in ("passed", "upstream refuses")]
     note = "; ".join(f"{c.case}: {c.message}" for c in bad[:3]) or (
         result.message if result.status.value != "passed" else ""
@@ -94,4 +99,5 @@ def _of(result: FamilyResult, output: str) -> verified.Record:
         result.worst("kv"),
         result.worst("ort"),
         " ".join(note.split())[:200],
+        scope,
     )

@@ -26,6 +26,7 @@ class Record:
     kv: float | None = None
     ort: float | None = None
     note: str = ""
+    scope: str = "all"  # "default" when the default configuration alone was run
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
