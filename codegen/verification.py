@@ -64,8 +64,8 @@ def run_verification(
 
 
 def _record(results: Sequence[FamilyResult], scope: str, out: Path) -> None:
-    """Adds the results to VERIFIED.toml and renders COVERAGE.md from it. A run of the default case alone never takes the
-    place of a passed run of all cases of the same text."""
+    """Adds the results to VERIFIED.toml and renders COVERAGE.md from it. A run of the default case alone never takes
+    the place of a passed run of all cases of the same text."""
     remembered = manifest.read(out / manifest.NAME)
     if remembered is None:
         raise InputError(f"{out} holds no manifest; run regraft generate")

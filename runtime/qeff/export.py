@@ -281,9 +281,7 @@ def example_inputs(metadata: GraphMetadata, device: torch.device) -> tuple[torch
     positions = torch.arange(seq_len, device=device).expand(batch, seq_len).contiguous()
     tensors = [torch.zeros_like(positions), positions]
     for layer in metadata.layers:
-        tensors += [
-            torch.zeros(shape, dtype=layer.torch_dtype, device=device) for shape in layer.shapes(rows, ctx_len)
-        ]
+        tensors += [torch.zeros(shape, dtype=layer.torch_dtype, device=device) for shape in layer.shapes(rows, ctx_len)]
     if metadata.comp_ctx_lengths:
         tensors.append(torch.zeros(ctx_len - 1, dtype=torch.int64, device=device))
     if metadata.continuous_batching:

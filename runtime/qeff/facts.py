@@ -70,9 +70,7 @@ def kv_layers(model: nn.Module) -> tuple[KVLayer, ...]:
             )
         )
     if not found:
-        raise ValueError(
-            f"{type(model).__name__} wrote no KV buffer: it is not a variant of a decoder with a KV cache"
-        )
+        raise ValueError(f"{type(model).__name__} wrote no KV buffer: it is not a variant of a decoder with a KV cache")
     return tuple(found)
 
 

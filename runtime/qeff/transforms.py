@@ -225,9 +225,7 @@ class _GeneratedTransform(ModuleMappingTransform):
 class CustomOpsTransform(_GeneratedTransform):
     """Norms -> norms that export as the accelerator's operator."""
 
-    _module_mapping: ClassVar[MutableMapping[type[nn.Module], type[nn.Module]]] = GeneratedMapping(
-        "CUSTOM_OPS_MAPPING"
-    )
+    _module_mapping: ClassVar[MutableMapping[type[nn.Module], type[nn.Module]]] = GeneratedMapping("CUSTOM_OPS_MAPPING")
 
 
 class KVCacheTransform(_GeneratedTransform):

@@ -17,9 +17,7 @@ _ATTENTION_AND_MAMBA = "the default pattern has no attention layer, and upstream
 
 EXCEPTIONS: Final[Mapping[str, Mapping[str, Exceptional]]] = {
     "bamba": {"attn_layer_indices": Exceptional([1, 3], _ATTENTION_AND_MAMBA)},
-    "codegen": {
-        "n_head": Exceptional(8, "upstream splits the fused projection for four devices; heads come in fours")
-    },
+    "codegen": {"n_head": Exceptional(8, "upstream splits the fused projection for four devices; heads come in fours")},
     "dbrx": {
         "attn_config": Exceptional(
             {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 3.0},

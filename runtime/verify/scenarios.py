@@ -40,8 +40,9 @@ class Scenario:
         """input_ids and attention_mask, int64 [batch, longest]; padding holds token 1, which no prompt has."""
         chosen = [prompts.rows[row] for row in self.rows]
         longest = max(len(row) for row in chosen)
-        ids, mask = torch.ones(len(chosen), longest, dtype=torch.int64), torch.zeros(
-            len(chosen), longest, dtype=torch.int64
+        ids, mask = (
+            torch.ones(len(chosen), longest, dtype=torch.int64),
+            torch.zeros(len(chosen), longest, dtype=torch.int64),
         )
         for index, row in enumerate(chosen):
             at = slice(longest - len(row), longest) if self.padding is Padding.LEFT else slice(0, len(row))

@@ -60,9 +60,7 @@ def variant(subject: Subject, **options: Any) -> Iterator[tuple[Any, Path]]:
         yield wrapper, Path(folder) / "export"
 
 
-def check_stages(
-    subject: Subject, stages: tuple[str, ...], scenarios: tuple[Scenario, ...] = SCENARIOS
-) -> list[Check]:
+def check_stages(subject: Subject, stages: tuple[str, ...], scenarios: tuple[Scenario, ...] = SCENARIOS) -> list[Check]:
     """The scenarios in the stages given ("kv", "ort"). One exported file serves all scenarios of the second.
 
     Raises `runtime.qeff.UnsupportedFamilyError` where there is no variant; everything else that goes wrong is a

@@ -121,9 +121,7 @@ def test_scatter_writes_live_tokens_only(sessions: dict[str, Session], slots: in
 
 
 @pytest.mark.parametrize("slots, positions", SCATTERS.values(), ids=SCATTERS.keys())
-def test_scatter_cb_writes_the_named_rows(
-    sessions: dict[str, Session], slots: int, positions: list[list[int]]
-) -> None:
+def test_scatter_cb_writes_the_named_rows(sessions: dict[str, Session], slots: int, positions: list[list[int]]) -> None:
     position_ids = torch.tensor(positions)
     data = torch.randn(5, HEADS, slots, HEAD_DIM)
     updates = torch.randn(len(positions), HEADS, position_ids.shape[1], HEAD_DIM)

@@ -111,9 +111,7 @@ def test_swaps_exact_classes_and_keeps_the_objects(generated: types.ModuleType, 
         assert returned is model and transformed
     assert CustomOpsTransform.matched(model) == {"CustomRMSNormAIC": 5}
     assert KVCacheTransform.matched(model) == {"VariantRotary": 1, "VariantAttention": 2}
-    assert [
-        module for module in model.modules() if module in objects
-    ] != objects, "the hook's new child is in the tree"
+    assert [module for module in model.modules() if module in objects] != objects, "the hook's new child is in the tree"
     assert dict(model.named_parameters()).keys() > parameters.keys() - {"model.layers.0.self_attn.o_proj.weight"}
     assert model.model.layers[0].self_attn.q_proj.weight is parameters["model.layers.0.self_attn.q_proj.weight"]
     assert model.model.rotary_emb.cos_cached.shape == (32, 8)

@@ -44,9 +44,7 @@ def test_weights_hide_nothing(family: str) -> None:
 
 
 def test_router_corrections_are_random() -> None:
-    corrections = [
-        w for name, w in _weights("deepseek_v3", seed=0).items() if name.endswith("e_score_correction_bias")
-    ]
+    corrections = [w for name, w in _weights("deepseek_v3", seed=0).items() if name.endswith("e_score_correction_bias")]
     assert corrections
     assert all(float(correction.std()) > 0 for correction in corrections)
 
