@@ -1,4 +1,4 @@
-"""What ``import runtime.qeff`` adds to importing transformers' AutoModelForCausalLM, and what one family's variants load.
+"""What ``import runtime.qeff`` adds to importing AutoModelForCausalLM, and what one family's variants load.
 
 python benchmarks/import_time.py [--json]
 """
