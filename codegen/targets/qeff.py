@@ -33,6 +33,7 @@ from codegen.rules.qeff.position_default import PositionDefault
 from codegen.rules.qeff.position_embedding import PositionEmbedding
 from codegen.rules.qeff.position_name import PositionName
 from codegen.rules.qeff.returned_cache import ReturnedCache
+from codegen.rules.qeff.rounded_product import RoundedProduct
 from codegen.targets.base import Expect, Step, Target
 
 QEFF = Target(
@@ -66,6 +67,7 @@ QEFF = Target(
         Step(CausalTable()),
         Step(AdditiveMask(), Expect.SOMEWHERE),
         Step(ComplexRotation()),
+        Step(RoundedProduct()),
         # experts
         Step(ExpertLoop()),
         Step(ExpertWeights()),
