@@ -32,7 +32,6 @@ from transformers.models.falcon.modeling_falcon import (
     FalconModel,
     FalconRotaryEmbedding,
     apply_rotary_pos_emb,
-    build_alibi_tensor,
     dropout_add,
     logger,
 )
@@ -43,6 +42,35 @@ from runtime.qeff.logits import last_token
 from runtime.qeff.masks import create_causal_mask
 from runtime.qeff.rotary import PrecomputedRotary
 from runtime.qeff.slots import slot_count
+
+
+# qeff/rounded-product
+def build_alibi_tensor(attention_mask: torch.Tensor, num_heads: int, dtype: torch.dtype) -> torch.Tensor:
+    batch_size, seq_length = attention_mask.shape
+    closest_power_of_2 = 2 ** math.floor(math.log2(num_heads))
+    base = torch.tensor(
+        2 ** (-(2 ** -(math.log2(closest_power_of_2) - 3))), device=attention_mask.device, dtype=torch.float32
+    )
+    powers = torch.arange(1, 1 + closest_power_of_2, device=attention_mask.device, dtype=torch.int32)
+    slopes = torch.pow(base, powers)
+
+    if closest_power_of_2 != num_heads:
+        extra_base = torch.tensor(
+            2 ** (-(2 ** -(math.log2(2 * closest_power_of_2) - 3))), device=attention_mask.device, dtype=torch.float32
+        )
+        num_remaining_heads = min(closest_power_of_2, num_heads - closest_power_of_2)
+        extra_powers = torch.arange(1, 1 + 2 * num_remaining_heads, 2, device=attention_mask.device, dtype=torch.int32)
+        slopes = torch.cat([slopes, torch.pow(extra_base, extra_powers)], dim=0)
+
+    # Note: alibi will added to the attention bias that will be applied to the query, key product of attention
+    # => therefore alibi will have to be of shape (batch_size, num_heads, query_length, key_length)
+    # => here we set (batch_size=1, num_heads=num_heads, query_length=1, key_length=max_length)
+    # => the query_length dimension will then be broadcasted correctly
+    # This is more or less identical to T5's relative position bias:
+    # https://github.com/huggingface/transformers/blob/f681437203baa7671de3174b0fa583c349d9d5e1/src/transformers/models/t5/modeling_t5.py#L527
+    arange_tensor = ((attention_mask.cumsum(dim=-1) - 1) * attention_mask)[:, None, :]
+    alibi = (slopes[..., None].bfloat16().float() * arange_tensor.bfloat16().float()).bfloat16()
+    return alibi.reshape(batch_size * num_heads, 1, seq_length).to(dtype)
 
 
 class QEffFalconRotaryEmbedding(PrecomputedRotary, FalconRotaryEmbedding):
