@@ -101,7 +101,7 @@ def _map(work: list[Work], jobs: int) -> Iterable[Compiled]:
     if jobs <= 1 or len(work) <= 1:
         yield from (_guarded(*item) for item in work)
         return
-    pool = ProcessPoolExecutor(max_workers=jobs, initializer=_end_quietly_on_ctrl_c)
+    pool = ProcessPoolExecutor(max_workers=jobs, initializer=_end_quietly_when_interrupted)
     try:
         yield from pool.map(_guarded, *zip(*work, strict=True), chunksize=2)
     except BrokenProcessPool:
@@ -110,7 +110,7 @@ def _map(work: list[Work], jobs: int) -> Iterable[Compiled]:
         pool.shutdown(cancel_futures=True)
 
 
-def _end_quietly_on_ctrl_c() -> None:
+def _end_quietly_when_interrupted() -> None:
     """Ctrl-C goes to every process of the terminal; one of them is to say so."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 

@@ -230,9 +230,9 @@ def test_coverage(run: Run) -> None:
     assert code == 0
     assert [row["family"] for row in rows] == sorted(f.model_type for f in discover(installed()))
     for row in rows:
-        assert row["state"] in ("verified", "failed", "generated", "refused")
+        assert row["state"] in ("verified", "default verified", "failed", "generated", "refused")
         assert bool(row["diagnostics"]) == (row["state"] == "refused")
-        assert row["note"] or row["state"] == "verified"
+        assert row["note"] or row["state"] in ("verified", "default verified")
     _, text, _ = run("coverage")
     assert "llama" in text and f"{sum(row['state'] == 'refused' for row in rows)} refused" in text
 
