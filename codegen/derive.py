@@ -14,6 +14,7 @@ from codegen.rules.base import Edits, NotApplicable, Refusal, Rule, Site, rewrit
 from codegen.syntax import Replacement, code, names
 from codegen.targets.base import Expect, Target
 from codegen.upstream import UpstreamModule
+from codegen.verify import leftovers
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ def derive(module: UpstreamModule, family: FamilyIR, target: Target) -> EmittedM
     emitted.methods_read += [n.method for n in family.norms]
     emitted.functions = [DerivedFunction(node, tuple(rules)) for node, rules in functions.values() if rules]
     diagnostics += _unmet(module, family, target, applied)
+    diagnostics += leftovers(module, _derived(emitted), target.gone)
     if diagnostics:
         raise Refused(*dict.fromkeys(diagnostics))
     emitted.methods_read = list(dict.fromkeys(emitted.methods_read))
@@ -128,6 +130,16 @@ def _run(
             before, after = code(edit.node), _text(edit.new)
             emitted.edits.append(AppliedEdit(step.rule.id, site.where, before, after, here.function, edit.node))
     return function, used
+
+
+def _derived(emitted: EmittedModule) -> list[tuple[str, cst.FunctionDef]]:
+    """Every method and function that will be written, by its name upstream."""
+    found = [(f.node.name.value, f.node) for f in emitted.functions]
+    for variant in emitted.variants:
+        for method in variant.methods:
+            origin = emitted.module.method(variant.upstream, method.name.value)
+            found.append((f"{origin.owner if origin else variant.upstream}.{method.name.value}", method))
+    return found
 
 
 def _text(new: Replacement) -> str:

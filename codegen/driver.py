@@ -53,7 +53,7 @@ class Compiled:
     generated: tuple[Family, ...]  # the families the text serves
     refused: tuple[tuple[Family, tuple[Diagnostic, ...]], ...]
     text: str | None = None
-    rules: tuple[tuple[str, tuple[str, ...]], ...] = ()  # upstream class -> rules that changed it
+    rules: tuple[tuple[str, tuple[str, ...]], ...] = ()  # upstream class or function -> rules that changed it
     methods: tuple[tuple[str, str], ...] = ()  # upstream method -> fingerprint
     switches: tuple[str, ...] = ()  # config fields that the derived code branches on
 
@@ -170,7 +170,10 @@ def compile_text(
         tuple(accepted),
         tuple(refused),
         rendered,
-        tuple((v.upstream, tuple(r.id for r in v.rules)) for v in emitted.variants),
+        (
+            *((v.upstream, tuple(r.id for r in v.rules)) for v in emitted.variants),
+            *((f.node.name.value, tuple(r.id for r in f.rules)) for f in emitted.functions),
+        ),
         _fingerprints(module, emitted),
         _switches(module, emitted, helpers),
     )

@@ -1,8 +1,9 @@
 """``generated/MANIFEST.toml``: what was compiled from what, so that nothing is compiled twice and drift has a name.
 
 Per target and upstream file: digests of the source and of the text that was written, the families it serves, the rules
-that changed each class, the fingerprint of every upstream method the variants were derived from, the configuration
-fields that the code branches on, and the refusals with their diagnostics. No clock, no path outside upstream.
+that changed each class and function, the fingerprint of every upstream method the variants were derived from, the
+configuration fields that the code branches on, and the refusals with their diagnostics. No clock, no path outside
+upstream.
 """
 
 from __future__ import annotations

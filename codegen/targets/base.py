@@ -35,3 +35,4 @@ class Target:
     rotary_mixins: dict[RotaryStyle, str]
     norms: dict[NormScale, str]
     names: dict[str, str]  # names that class-level rewrites bring in: name -> module
+    gone: dict[str, str]  # names that no derived method may hold -> why

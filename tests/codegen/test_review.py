@@ -117,6 +117,7 @@ def test_inspect_shows_its_evidence(run: Run) -> None:
     assert remembered is not None
     recorded = dict(remembered.entries["qeff", UPSTREAM].compiled.rules)
     inspected = {found["name"]: tuple(found["rules"]) for found in facts["classes"]}
+    inspected |= {name: tuple(rules) for name, rules in facts["functions"]}
     assert {cls: rules for cls, rules in recorded.items() if rules} == {c: r for c, r in inspected.items() if r}
 
 
