@@ -1,0 +1,154 @@
+"""What is read from the loops of mixtures of experts."""
+
+import libcst as cst
+import pytest
+
+from codegen.recognize.entry_points import entered_methods
+from codegen.recognize.expert_weights import expert_variable, takes_expert_weights, weight_parameters
+from codegen.recognize.grouped_product import GroupedProduct, WeightLayout, grouped_product
+from codegen.syntax import code, find
+from codegen.upstream import UpstreamModule
+
+PATH = "models/case/modeling_case.py"
+SPLIT = """
+def forward(self, inputs, sizes):
+    parts = inputs.split(sizes, dim=0)
+    out = []
+    for i in range(self.num_experts):
+        out.append({product})
+    joined = torch.cat(out, dim=0)
+    return joined
+"""
+SLICED = """
+def forward(self, rows, weights, counts):
+    output = torch.zeros(rows.shape[0], weights.shape[-1])
+    ends = torch.cumsum(counts, dim={dim})
+    zero = torch.zeros({first}, dtype=torch.long)
+    ends = torch.cat((zero, ends))
+    for expert in range(weights.shape[0]):
+        start = ends[expert]
+        end = ends[expert + 1]
+        output[start:end] = torch.matmul(rows[start:end], weights[expert])
+    return output
+"""
+
+
+def function(text: str) -> cst.FunctionDef:
+    node = cst.parse_statement(text.strip())
+    assert isinstance(node, cst.FunctionDef)
+    return node
+
+
+def meaning(product: GroupedProduct | None) -> tuple[str, str, str, WeightLayout, str] | None:
+    if product is None:
+        return None
+    return code(product.rows), code(product.weight), code(product.counts), product.layout, product.result
+
+
+@pytest.mark.parametrize(
+    ("product", "layout"),
+    [
+        ("F.linear(parts[i], self.weight[i])", WeightLayout.OUT_IN),
+        ("torch.matmul(parts[i], self.weight[i])", WeightLayout.IN_OUT),
+        ("parts[i] @ self.weight[i]", WeightLayout.IN_OUT),
+    ],
+)
+def test_parts_of_a_split(product: str, layout: WeightLayout) -> None:
+    found = grouped_product(function(SPLIT.format(product=product)))
+    assert meaning(found) == ("inputs", "self.weight", "sizes", layout, "joined")
+    assert found is not None
+    assert [code(line).split("\n")[0] for line in found.lines] == [
+        "parts = inputs.split(sizes, dim=0)",
+        "out = []",
+        "for i in range(self.num_experts):",
+        "joined = torch.cat(out, dim=0)",
+    ]
+
+
+@pytest.mark.parametrize(
+    "product",
+    [
+        "F.linear(parts[0], self.weight[i])",
+        "F.linear(parts[i], self.weight[0])",
+        "F.linear(parts[i], self.weight[i], self.bias[i])",
+        "F.gelu(parts[i])",
+        "F.linear(self.act(parts[i]), self.weight[i])",
+    ],
+)
+def test_other_products_are_not_known(product: str) -> None:
+    assert grouped_product(function(SPLIT.format(product=product))) is None
+
+
+def test_slices_between_cumulated_counts() -> None:
+    found = grouped_product(function(SLICED.format(dim=0, first=1)))
+    assert meaning(found) == ("rows", "weights", "counts", WeightLayout.IN_OUT, "output")
+    assert found is not None
+    assert len(found.lines) == 5  # the buffer, the counts' sum, the zero, their join, the loop
+
+
+@pytest.mark.parametrize(("dim", "first"), [("1", "1"), ("0", "2")])
+def test_other_offsets_are_not_known(dim: str, first: str) -> None:
+    assert grouped_product(function(SLICED.format(dim=dim, first=first))) is None
+
+
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [("expert = hit[0]", "expert"), ("number = int(hit.item())", "number"), ("rows = states[hit]", "hit")],
+)
+def test_name_of_the_experts_number(line: str, name: str) -> None:
+    loop = cst.parse_statement(f"for hit in hits:\n    {line}\n    pass\n")
+    assert isinstance(loop, cst.For)
+    assert expert_variable(loop) == name
+
+
+HANDED_ON = """
+class Glu:
+    def forward(self, x, w1, w2):
+        return x @ w1 @ w2
+
+class Experts:
+    def __init__(self, config):
+        self.mlp = Glu()
+    def forward(self, x):
+        for hit in hits:
+            expert = hit[0]
+            first = self.all.view(shape)[expert]
+            second = self.other[expert]
+            states = self.mlp(x[token], first, w2=second)
+            other = elsewhere(x, first)
+"""
+
+
+def test_weights_that_are_handed_on() -> None:
+    module = UpstreamModule(PATH, HANDED_ON)
+    assert weight_parameters(module, ("Experts", "Glu"), "Glu") == {"w1", "w2"}
+    assert weight_parameters(module, ("Experts", "Glu"), "Experts") == frozenset()
+    calls = {code(c.func): c for c in find(module.tree, cst.Call)}
+    weights = {"first", "second"}
+    assert takes_expert_weights(module, "Experts", calls["self.mlp"], weights)
+    assert not takes_expert_weights(module, "Experts", calls["elsewhere"], weights)
+
+
+ENTERED = """
+class Part:
+    def forward(self, x):
+        raise NotImplementedError
+    def map(self, x):
+        return self.inner(x)
+    def inner(self, x):
+        return x
+    def unused(self, x):
+        return x
+
+class Holder:
+    def __init__(self, config):
+        self.part = Part()
+    def forward(self, x):
+        return self.part.map(x)
+"""
+
+
+def test_methods_called_by_name_are_entered() -> None:
+    entered = entered_methods(UpstreamModule(PATH, ENTERED), ("Holder", "Part"))
+    assert [m.name for m in entered["Part"]] == ["forward", "map", "inner"]
+    assert [m.name for m in entered["Holder"]] == ["forward"]
