@@ -22,7 +22,7 @@ from typing import Any, Literal, cast
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 Reduction = Literal["mean", "sum"]
 
@@ -91,16 +91,18 @@ class SequenceParallel:
         share = row.shape[dim] // self.size
         return row.narrow(dim, self.rank * share, share)
 
-    def whole(self, share: Tensor, dim: int = 1) -> Tensor:
-        """The row whose shares the ranks hold, the same on each of them.
+    def whole(self, share: Tensor, length: int, dim: int = 1) -> Tensor:
+        """The row whose shares the ranks hold, the same on each of them; the inverse of `cut`.
 
         Args:
             share: this rank's part, of the same shape on every rank.
-            dim: the dimension that is cut.
+            length: T; what the row was lengthened by is dropped.
+            dim: the dimension that was cut.
         Returns:
-            P times as many entries along `dim`, padding included. Each rank has to compute the same from it.
+            T entries along `dim`. Each rank has to compute the same from it.
         """
-        return cast(Tensor, _Whole.apply(share, self, dim))  # type: ignore[no-untyped-call]
+        row = cast(Tensor, _Whole.apply(share, self, dim))  # type: ignore[no-untyped-call]
+        return row.narrow(dim, 0, length)
 
     def total(self, part: Tensor) -> Tensor:
         """The sum of the ranks' parts, the same on each of them; each rank has to compute the same from it."""
@@ -113,15 +115,17 @@ class SequenceParallel:
 
     # Attention
 
-    def all_tokens(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def all_tokens(self, query: Tensor, key: Tensor, value: Tensor, length: int) -> tuple[Tensor, Tensor, Tensor]:
         """From a share of the tokens with all heads to all tokens with a share of the heads.
 
-        KV heads fewer than ranks are repeated, so that every rank has the one that its query heads attend to.
+        KV heads fewer than ranks are repeated, so that every rank has the one that its query heads attend to. What the
+        row was lengthened by is dropped: attention never sees it.
 
         Args:
             query: ``[1, H, T/P, D]``.
             key: ``[1, Hkv, T/P, D]``.
             value: ``[1, Hkv, T/P, Dv]``.
+            length: T.
         Returns:
             ``[1, H/P, T, D]``, ``[1, max(Hkv/P, 1), T, D]``, ``[1, max(Hkv/P, 1), T, Dv]``.
         Raises:
@@ -131,10 +135,14 @@ class SequenceParallel:
         repeats = max(self.size // key.shape[1], 1)
         if repeats > 1:
             key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
-        return self._exchange(query), self._exchange(key), self._exchange(value)
+        query, key, value = (self._exchange(states).narrow(2, 0, length) for states in (query, key, value))
+        return query, key, value
 
     def all_heads(self, output: Tensor) -> Tensor:
-        """An attention's output from all tokens back to all heads: ``[1, T, H/P, Dv]`` to ``[1, T/P, H, Dv]``."""
+        """From all tokens back to all heads: ``[1, T, H/P, Dv]`` to ``[1, T/P, H, Dv]``, zeros past the row's end."""
+        missing = self.padding(output.shape[1])
+        if missing:
+            output = nn.functional.pad(output, (0, 0, 0, 0, 0, missing))
         return self._exchange(output)
 
     def own_heads(self, per_head: Tensor) -> Tensor:
@@ -288,7 +296,7 @@ class _Whole(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return ctx.ranks.cut(gradient, ctx.dim) * ctx.ranks.gradient_factor, None, None
+        return gradient.chunk(ctx.ranks.size, ctx.dim)[ctx.ranks.rank] * ctx.ranks.gradient_factor, None, None
 
 
 class _Total(torch.autograd.Function):

@@ -52,13 +52,11 @@ def exchange(heads: int, key_value_heads: int) -> dict[str, Tensor]:
     row = {"query": drawn(1, heads, TOKENS, WIDTH, seed=1), "key": drawn(1, key_value_heads, TOKENS, WIDTH, seed=2)}
     row["value"] = drawn(1, key_value_heads, TOKENS, WIDTH + 2, seed=3)
     shares = {name: ranks.cut(states, 2, fill=0).clone().requires_grad_() for name, states in row.items()}
-    query, key, value = ranks.all_tokens(shares["query"], shares["key"], shares["value"])
+    query, key, value = ranks.all_tokens(shares["query"], shares["key"], shares["value"], TOKENS)
     assert query.shape[1] == heads // ranks.size and key.shape[1] == value.shape[1] == max(
         key_value_heads // ranks.size, 1
     )
-    output = attend(query[:, :, :TOKENS], key[:, :, :TOKENS], value[:, :, :TOKENS])
-    output = torch.nn.functional.pad(output, (0, 0, 0, 0, 0, query.shape[2] - TOKENS))
-    mixed = ranks.all_heads(output)
+    mixed = ranks.all_heads(attend(query, key, value))
     weights = ranks.cut(drawn(1, TOKENS, heads, WIDTH + 2, seed=4), fill=0)
     (mixed * weights).sum().backward()
     gradients = {name: share.grad for name, share in shares.items()}
@@ -100,7 +98,7 @@ def totals(reduction: Any) -> dict[str, Tensor]:
     by_total.backward()
     grad_by_total, weight.grad = weight.grad, None
     local = ranks.cut(drawn(1, TOKENS, WIDTH, seed=8), fill=0) * weight
-    whole = ranks.whole(local)
+    whole = ranks.whole(local, TOKENS)
     by_whole = (whole**2).sum()
     by_whole.backward()
     return {"total": by_total.detach(), "from_total": grad_by_total, "whole": whole.detach(), "from_whole": weight.grad}
@@ -115,7 +113,7 @@ def test_totals_and_whole_rows_have_one_process_gradients_after_the_reduction(re
     combine = torch.mean if reduction == "mean" else torch.sum
     for result in results:
         torch.testing.assert_close(result["total"], (row**2).sum().detach())
-        torch.testing.assert_close(result["whole"][:, :TOKENS], row.detach())
+        torch.testing.assert_close(result["whole"], row.detach())
     for name in ("from_total", "from_whole"):
         torch.testing.assert_close(combine(torch.stack([result[name] for result in results]), 0), weight.grad)
 
