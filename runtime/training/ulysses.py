@@ -22,7 +22,7 @@ from typing import Any, Literal, cast
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 Reduction = Literal["mean", "sum"]
 
@@ -115,17 +115,15 @@ class SequenceParallel:
 
     # Attention
 
-    def all_tokens(self, query: Tensor, key: Tensor, value: Tensor, length: int) -> tuple[Tensor, Tensor, Tensor]:
+    def all_tokens(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """From a share of the tokens with all heads to all tokens with a share of the heads.
 
-        KV heads fewer than ranks are repeated, so that every rank has the one that its query heads attend to. What the
-        row was lengthened by is dropped: attention never sees it.
+        KV heads fewer than ranks are repeated, so that every rank has the one that its query heads attend to.
 
         Args:
             query: ``[1, H, T/P, D]``.
             key: ``[1, Hkv, T/P, D]``.
             value: ``[1, Hkv, T/P, Dv]``.
-            length: T.
         Returns:
             ``[1, H/P, T, D]``, ``[1, max(Hkv/P, 1), T, D]``, ``[1, max(Hkv/P, 1), T, Dv]``.
         Raises:
@@ -135,14 +133,10 @@ class SequenceParallel:
         repeats = max(self.size // key.shape[1], 1)
         if repeats > 1:
             key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
-        query, key, value = (self._exchange(states).narrow(2, 0, length) for states in (query, key, value))
-        return query, key, value
+        return self._exchange(query), self._exchange(key), self._exchange(value)
 
     def all_heads(self, output: Tensor) -> Tensor:
-        """From all tokens back to all heads: ``[1, T, H/P, Dv]`` to ``[1, T/P, H, Dv]``, zeros past the row's end."""
-        missing = self.padding(output.shape[1])
-        if missing:
-            output = nn.functional.pad(output, (0, 0, 0, 0, 0, missing))
+        """An attention's output from all tokens back to all heads: ``[1, T, H/P, Dv]`` to ``[1, T/P, H, Dv]``."""
         return self._exchange(output)
 
     def own_heads(self, per_head: Tensor) -> Tensor:

@@ -52,11 +52,13 @@ def exchange(heads: int, key_value_heads: int) -> dict[str, Tensor]:
     row = {"query": drawn(1, heads, TOKENS, WIDTH, seed=1), "key": drawn(1, key_value_heads, TOKENS, WIDTH, seed=2)}
     row["value"] = drawn(1, key_value_heads, TOKENS, WIDTH + 2, seed=3)
     shares = {name: ranks.cut(states, 2, fill=0).clone().requires_grad_() for name, states in row.items()}
-    query, key, value = ranks.all_tokens(shares["query"], shares["key"], shares["value"], TOKENS)
+    query, key, value = ranks.all_tokens(shares["query"], shares["key"], shares["value"])
     assert query.shape[1] == heads // ranks.size and key.shape[1] == value.shape[1] == max(
         key_value_heads // ranks.size, 1
     )
-    mixed = ranks.all_heads(attend(query, key, value))
+    output = attend(query[:, :, :TOKENS], key[:, :, :TOKENS], value[:, :, :TOKENS])
+    output = torch.nn.functional.pad(output, (0, 0, 0, 0, 0, query.shape[2] - TOKENS))
+    mixed = ranks.all_heads(output)
     weights = ranks.cut(drawn(1, TOKENS, heads, WIDTH + 2, seed=4), fill=0)
     (mixed * weights).sum().backward()
     gradients = {name: share.grad for name, share in shares.items()}
