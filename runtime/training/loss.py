@@ -1,0 +1,76 @@
+"""Targets and loss of packed sequences."""
+
+from collections.abc import Callable, MutableMapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from runtime.training.features import active
+from runtime.training.packing import Packing
+
+IGNORE_INDEX = -100
+
+
+def shifted(labels: Tensor | None, packing: Any, kwargs: MutableMapping[str, Any] | None = None) -> Tensor | None:
+    """The target of every packed token: the next label of its own segment, nothing for a segment's last token.
+
+    The target of token t is label t + 1, so that targets line up with logits as ``shift_labels`` of
+    ``transformers.loss.loss_utils.ForCausalLMLoss`` does. Labels are shifted before the row is shared among ranks: no
+    target is lost between two of them.
+
+    Where padding stands before a sequence, upstream counts the sequence's first label, predicted from a pad, unless it
+    is -100. Here, as for a sequence alone, it is no target.
+
+    Args:
+        labels: int64 ``[B, S]`` as the model was called, or ``[1, T]`` packed; -100 is no target.
+        packing: the packing; anything else leaves the shift to upstream.
+        kwargs: the forward's other keywords. ``shift_labels`` is taken out of it: targets that are shifted already,
+            of either shape. ``ignore_index`` is read.
+    Returns:
+        int64 ``[1, T]`` (a rank's share of it), or without a packing the caller's ``shift_labels``, mostly None.
+    Raises:
+        ValueError: labels that are neither of the batch's shape nor packed.
+    """
+    given: Tensor | None = None if kwargs is None else kwargs.pop("shift_labels", None)
+    if not isinstance(packing, Packing):
+        return given
+    ignore_index: int = IGNORE_INDEX if kwargs is None else kwargs.get("ignore_index", IGNORE_INDEX)
+    if given is not None:
+        targets = _packed(given, packing, "shift_labels")
+    elif labels is not None:
+        targets = _next_of_segment(_packed(labels, packing, "labels"), packing, ignore_index)
+    else:
+        return None
+    if packing.group is not None:
+        targets = packing.group.cut(targets, fill=ignore_index)
+    return targets
+
+
+def cross_entropy_for(module: nn.Module) -> Callable[..., Tensor]:
+    """The loss function of a model: its own, or Liger's with the same arguments where ``cross_entropy`` is active."""
+    if active(module, "cross_entropy"):
+        from runtime.training.kernels.loss import liger_cross_entropy
+
+        return cast(Callable[..., Tensor], liger_cross_entropy)
+    function: Any = module.loss_function
+    return cast(Callable[..., Tensor], function)
+
+
+def _packed(labels: Tensor, packing: Packing, name: str) -> Tensor:
+    labels = labels.to(packing.cu_seqlens.device)
+    if tuple(labels.shape) == packing.shape:
+        return packing.gather(labels)
+    if tuple(labels.shape) == (1, packing.total):
+        return labels
+    rows, columns = packing.shape
+    raise ValueError(
+        f"rmpad: {name} must be [{rows}, {columns}] as the input or [1, {packing.total}] packed, "
+        f"found {list(labels.shape)}"
+    )
+
+
+def _next_of_segment(labels: Tensor, packing: Packing, ignore_index: int) -> Tensor:
+    following = torch.roll(labels, -1, dims=1)
+    last = packing.cu_seqlens[1:].long() - 1
+    return following.index_fill(1, last, ignore_index)

@@ -1,0 +1,82 @@
+"""What a model with packed input gives back."""
+
+import dataclasses
+from functools import cache
+from typing import Any
+
+from torch import Tensor, nn
+from transformers.utils import ModelOutput
+
+from runtime.training.packing import Packing
+
+
+def with_packing(output: Any, packing: Any) -> Any:
+    """A backbone's output with the places of its tokens.
+
+    Args:
+        output: a ``ModelOutput``; its hidden states are ``[1, T, H]``.
+        packing: the packing; without one the output is returned as it came.
+    Returns:
+        a subclass of the output's class with ``seq_lens``, the int32 ``[n + 1]`` of ``cu_seqlens``, and ``word_idx``,
+        int64 ``[T]``, the places of the packed tokens in the caller's flattened ``[B * S]``.
+    """
+    if not isinstance(packing, Packing) or not isinstance(output, ModelOutput):
+        return output
+    values = {field.name: getattr(output, field.name) for field in dataclasses.fields(output)}
+    output_class: Any = type(output)
+    return _packed_class(output_class)(**values, seq_lens=packing.cu_seqlens, word_idx=packing.word_idx)
+
+
+@cache
+def _packed_class(output_class: Any) -> Any:
+    """The class with the two further fields; one for each class, so that ``torch.utils._pytree`` knows it once."""
+    optional_tensor: Any = Tensor | None
+    return dataclasses.make_dataclass(
+        output_class.__name__ + "WithPacking",
+        [(name, optional_tensor, dataclasses.field(default=None)) for name in ("seq_lens", "word_idx")],
+        bases=(output_class,),
+        namespace={"__reduce__": _reduced, "__doc__": output_class.__doc__, "__module__": __name__},
+    )
+
+
+def _reduced(self: Any) -> tuple[Any, ...]:
+    """Pickled by the class it extends: the class itself is made on demand and cannot be imported."""
+    values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+    return _restored, (type(self).__mro__[1], values)
+
+
+def _restored(output_class: Any, values: dict[str, Any]) -> Any:
+    return _packed_class(output_class)(**values)
+
+
+def unpacked(module: nn.Module, logits: Tensor | None, packing: Any) -> Tensor | None:
+    """Logits in the layout that the caller expects.
+
+    ``logits_layout="packed"`` or ``"padded"`` in the call decides; else they stay packed in training, where only the
+    loss reads them, and get the input's shape in evaluation.
+
+    Args:
+        module: the model; its training mode is read.
+        logits: ``[1, T, V]`` or None.
+        packing: the packing; without one the logits are returned as they came.
+    Returns:
+        ``[1, T, V]``, or ``[B, S, V]`` with zeros at the padding.
+    Raises:
+        ValueError: the logits are not one per packed token.
+    """
+    if logits is None or not isinstance(packing, Packing):
+        return logits
+    if packing.group is not None:
+        return logits
+    if logits.shape[1] != packing.total:
+        raise ValueError(
+            f"rmpad: {packing.total} packed tokens, but logits of {logits.shape[1]}; logits_to_keep counts from the "
+            "end of a padded row and cannot go with packed input"
+        )
+    layout = packing.logits_layout or ("packed" if module.training else "padded")
+    return packing.scatter(logits) if layout == "padded" else logits
+
+
+def auxiliary_mask(attention_mask: Any) -> Any:
+    """The mask that an auxiliary loss over all tokens may use: none for a packing, where every token is real."""
+    return None if isinstance(attention_mask, Packing) else attention_mask
