@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from runtime.training.attention_backends import BACKENDS, AttentionCall, Backend, preferred_first
@@ -122,7 +123,8 @@ def segment_attention(
     _check_arguments(attention_mask, sliding_window, is_causal, kwargs)
     packing = attention_mask.packing
     if packing.group is not None:
-        query, key, value = packing.group.all_tokens(query, key, value, packing.total)
+        states = packing.group.all_tokens(query, key, value)
+        query, key, value = (part.narrow(2, 0, packing.total) for part in states)  # without what fills the row up
         s_aux = None if s_aux is None else packing.group.own_heads(s_aux)
     call = AttentionCall(
         query=query,
@@ -137,6 +139,7 @@ def segment_attention(
     _check_shapes(call)
     output = backend_for(call, implementation)(call)
     if packing.group is not None:
+        output = functional.pad(output, (0, 0, 0, 0, 0, packing.group.padding(packing.total)))
         output = packing.group.all_heads(output)
     return output, None
 
