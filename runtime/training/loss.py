@@ -1,13 +1,16 @@
 """Targets and loss of packed sequences."""
 
 from collections.abc import Callable, MutableMapping
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from transformers.loss.loss_utils import ForCausalLMLoss
 
 from runtime.training.features import active
 from runtime.training.packing import Packing
+from runtime.training.ulysses import SequenceParallel
 
 IGNORE_INDEX = -100
 
@@ -26,7 +29,8 @@ def shifted(labels: Tensor | None, packing: Any, kwargs: MutableMapping[str, Any
         labels: int64 ``[B, S]`` as the model was called, or ``[1, T]`` packed; -100 is no target.
         packing: the packing; anything else leaves the shift to upstream.
         kwargs: the forward's other keywords. ``shift_labels`` is taken out of it: targets that are shifted already,
-            of either shape. ``ignore_index`` is read.
+            of either shape. ``ignore_index`` is read. Where ranks share the row, they are put in as ``ranks``, for
+            :func:`cross_entropy_for`.
     Returns:
         int64 ``[1, T]`` (a rank's share of it), or without a packing the caller's ``shift_labels``, mostly None.
     Raises:
@@ -43,18 +47,46 @@ def shifted(labels: Tensor | None, packing: Any, kwargs: MutableMapping[str, Any
     else:
         return None
     if packing.group is not None:
+        if kwargs is None:
+            raise NotImplementedError("this model's loss takes no keywords, it cannot be summed over ranks")
         targets = packing.group.cut(targets, fill=ignore_index)
+        kwargs["ranks"] = packing.group
     return targets
 
 
 def cross_entropy_for(module: nn.Module) -> Callable[..., Tensor]:
-    """The loss function of a model: its own, or Liger's with the same arguments where ``cross_entropy`` is active."""
+    """The loss function of a model: its own, or Liger's with the same arguments where ``cross_entropy`` is active.
+
+    Where ranks share a row (``ranks``, see :func:`shifted`), it is the loss of the whole row, the same on every rank.
+    """
+    function: Any = module.loss_function
     if active(module, "cross_entropy"):
         from runtime.training.kernels.loss import liger_cross_entropy
 
-        return cast(Callable[..., Tensor], liger_cross_entropy)
-    function: Any = module.loss_function
-    return cast(Callable[..., Tensor], function)
+        function = liger_cross_entropy
+    return partial(_of_all_ranks, module, cast(Callable[..., Tensor], function))
+
+
+def _of_all_ranks(
+    module: nn.Module,
+    function: Callable[..., Tensor],
+    *args: Any,
+    ranks: SequenceParallel | None = None,
+    **kwargs: Any,
+) -> Tensor:
+    """Adds up what the ranks' targets contribute to the mean, or to the sum over ``num_items_in_batch``."""
+    if ranks is None:
+        return function(*args, **kwargs)
+    if module.loss_function is not ForCausalLMLoss:
+        raise NotImplementedError(
+            f"sequence parallelism with the loss function {module.loss_function!r}: only a mean over targets is known "
+            "to be the sum of what the ranks contribute"
+        )
+    if kwargs.get("num_items_in_batch") is None:
+        targets: Tensor = kwargs["shift_labels"]
+        counted = targets != kwargs.get("ignore_index", IGNORE_INDEX)
+        kwargs["num_items_in_batch"] = ranks.total(counted.sum())
+    return ranks.total(function(*args, **kwargs))
 
 
 def _packed(labels: Tensor, packing: Packing, name: str) -> Tensor:

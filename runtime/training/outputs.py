@@ -53,7 +53,8 @@ def unpacked(module: nn.Module, logits: Tensor | None, packing: Any) -> Tensor |
     """Logits in the layout that the caller expects.
 
     ``logits_layout="packed"`` or ``"padded"`` in the call decides; else they stay packed in training, where only the
-    loss reads them, and get the input's shape in evaluation.
+    loss reads them, and get the input's shape in evaluation. Where ranks share the row, they stay with them in training
+    (``[1, T/P, V]``), and otherwise every rank gets them all.
 
     Args:
         module: the model; its training mode is read.
@@ -66,17 +67,27 @@ def unpacked(module: nn.Module, logits: Tensor | None, packing: Any) -> Tensor |
     """
     if logits is None or not isinstance(packing, Packing):
         return logits
+    layout = packing.logits_layout or ("packed" if module.training else "padded")
     if packing.group is not None:
-        return logits
+        if module.training and packing.logits_layout is None:
+            return logits
+        logits = packing.group.whole(logits, packing.total)
     if logits.shape[1] != packing.total:
         raise ValueError(
             f"rmpad: {packing.total} packed tokens, but logits of {logits.shape[1]}; logits_to_keep counts from the "
             "end of a padded row and cannot go with packed input"
         )
-    layout = packing.logits_layout or ("packed" if module.training else "padded")
     return packing.scatter(logits) if layout == "padded" else logits
 
 
 def auxiliary_mask(attention_mask: Any) -> Any:
-    """The mask that an auxiliary loss over all tokens may use: none for a packing, where every token is real."""
-    return None if isinstance(attention_mask, Packing) else attention_mask
+    """The mask that an auxiliary loss over all tokens may use: none for a packing, where every token is real.
+
+    Raises:
+        NotImplementedError: ranks share the row: the loss is not the sum of what it is of each rank's tokens.
+    """
+    if not isinstance(attention_mask, Packing):
+        return attention_mask
+    if attention_mask.group is not None:
+        raise NotImplementedError("sequence parallelism with an auxiliary loss: set output_router_logits to False")
+    return None

@@ -9,18 +9,18 @@ the device is paid here, once per step; nothing after it asks the device a quest
 
 import itertools
 from collections.abc import Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from runtime.training import ulysses
 from runtime.training.features import active
 
 if TYPE_CHECKING:
     from runtime.training.masks import SegmentMask
-    from runtime.training.ulysses import SequenceParallel
 
 LogitsLayout = Literal["packed", "padded"]
 
@@ -53,7 +53,7 @@ class Packing:
     shape: tuple[int, int]
     position_ids: Tensor
     logits_layout: LogitsLayout | None = None
-    group: "SequenceParallel | None" = None
+    group: ulysses.SequenceParallel | None = None
 
     @classmethod
     def of_lengths(cls, lengths: Sequence[int], device: torch.device | str | None = None) -> "Packing":
@@ -211,7 +211,7 @@ def pack(
         input_ids = packing.gather(input_ids)
     if inputs_embeds is not None:
         inputs_embeds = packing.gather(inputs_embeds)
-    return _shared_among_ranks(input_ids, inputs_embeds, packing)
+    return _shared_among_ranks(module, input_ids, inputs_embeds, packing)
 
 
 def no_cache(attention_mask: Any, past_key_values: Any) -> Any:
@@ -231,14 +231,27 @@ def no_cache(attention_mask: Any, past_key_values: Any) -> Any:
 
 
 def _shared_among_ranks(
-    input_ids: Tensor | None, inputs_embeds: Tensor | None, packing: Packing
+    module: nn.Module, input_ids: Tensor | None, inputs_embeds: Tensor | None, packing: Packing
 ) -> tuple[Tensor | None, Tensor | None, Tensor, Packing]:
     """The part of the row that belongs to this rank; all of it without sequence parallelism."""
-    return input_ids, inputs_embeds, packing.position_ids, packing
+    ranks = ulysses.current()
+    if ranks is None:
+        return input_ids, inputs_embeds, packing.position_ids, packing
+    config = getattr(module, "config", None)
+    if config is not None:
+        ranks.check_config(config)
+    ranks.check_same(input_ids=input_ids, lengths=packing.lengths, position_ids=packing.position_ids)
+    if config is not None:
+        ranks.check_positions(config, packing.position_ids)
+    input_ids, inputs_embeds = (None if row is None else ranks.cut(row) for row in (input_ids, inputs_embeds))
+    packing = replace(packing, group=ranks)
+    return input_ids, inputs_embeds, _or_own_positions(None, packing), packing
 
 
 def _or_own_positions(position_ids: Tensor | None, packing: Packing) -> Tensor:
-    return packing.position_ids if position_ids is None else position_ids
+    if position_ids is not None:
+        return position_ids
+    return packing.position_ids if packing.group is None else packing.group.cut(packing.position_ids, -1, fill=0)
 
 
 def _batch_of(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> tuple[tuple[int, int], torch.device]:
