@@ -345,8 +345,6 @@ class MonkeyPatcher(Mapping[str, Mapping[str, Patch]]):
                 raise
             raise UnknownPatchError(f"{error}{self._registered_parts(instance)}") from None
         if instance is not None:
-            if _MODEL in kwargs:
-                raise PatchError("the model is given twice: as the instance and as keyword `model`")
             for patch in patches:
                 if not patch.takes(_MODEL):
                     raise PatchError(f"{patch.name} takes no `model`: it cannot patch an instance")

@@ -7,7 +7,6 @@ a teacher stays as it is. Only exact classes match.
 
 import functools
 import gc
-import importlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -19,7 +18,7 @@ from weakref import ref
 from torch import nn
 from transformers.modeling_utils import PreTrainedModel
 
-from runtime.training import swapping
+from runtime.training import kernels, swapping
 from runtime.training.diagnostics import PatchError, asked, warn
 from runtime.training.features import KERNELS, KEYWORDS, RMPAD, active
 
@@ -231,17 +230,12 @@ def _usable(wanted: frozenset[str], not_applied: Mapping[str, str]) -> tuple[fro
     for feature in sorted(missing):
         # The functions switch most features on by default: only who asked for one has to hear that there is none.
         _tell(feature, missing[feature], aloud=_is_asked(feature, when_called_directly=False))
-    kernels = (wanted & KERNELS) - missing.keys()
-    reason = _kernels_unavailable() if kernels else None
+    needing_kernels = sorted((wanted & KERNELS) - missing.keys())
+    reason = kernels.available() if needing_kernels else None
     if reason is not None:
-        warn(logger, f"kernels are not applied ({', '.join(sorted(kernels))}): {reason}")
-        missing.update(dict.fromkeys(sorted(kernels), reason))
+        warn(logger, f"kernels are not applied ({', '.join(needing_kernels)}): {reason}")
+        missing.update(dict.fromkeys(needing_kernels, reason))
     return wanted - missing.keys(), missing
-
-
-def _kernels_unavailable() -> str | None:
-    available: Callable[[], str | None] = importlib.import_module("runtime.training.kernels").available
-    return available()
 
 
 def _is_asked(feature: str, when_called_directly: bool) -> bool:
