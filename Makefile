@@ -41,6 +41,7 @@ test: lint
 
 verify-all: install
 	$(BIN)/regraft verify --all --record --jobs $(JOBS)
+	$(BIN)/regraft verify --all --record --jobs $(JOBS) --target rmpad
 
 bench: install
 	$(BIN)/python benchmarks/compile.py

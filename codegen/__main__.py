@@ -169,7 +169,14 @@ def explain(
 def verify(
     families: Families = None,
     every: Annotated[bool, typer.Option("--all", help="Every generated family.")] = False,
-    stages: Annotated[str, typer.Option(help="Of hf (upstream), kv (torch), ort (ONNX Runtime).")] = "hf,kv,ort",
+    target: TargetName = "qeff",
+    stages: Annotated[
+        str,
+        typer.Option(
+            help="Comma separated, all when empty: hf (upstream), then kv (torch), ort (ONNX Runtime) of qeff, or"
+            " packed, liger (Liger's kernels) of rmpad."
+        ),
+    ] = "",
     cases: Annotated[str, typer.Option(help="Names of cases, comma separated; all when empty.")] = "",
     jobs: Jobs = CPUS,
     seed: Annotated[int, typer.Option(help="Of the random weights and prompts.")] = 0,
@@ -178,12 +185,14 @@ def verify(
     out: Out = ROOT,
     as_json: Json = False,
 ) -> None:
-    """Compare variants with unmodified upstream: logits and tokens, in torch and ONNX Runtime."""
+    """Compare variants with unmodified upstream: logits and tokens in torch and ONNX Runtime (qeff), or logits, losses
+    and gradients one sequence at a time (rmpad)."""
     from codegen.verification import run_verification
 
     if bool(families) == every:
         raise InputError("name families, or pass --all")
     passed = run_verification(
+        target,
         families or [],
         tuple(s for s in stages.split(",") if s),
         tuple(c for c in cases.split(",") if c),

@@ -134,18 +134,15 @@ def show_explanations(found: Sequence[Explanation]) -> None:
 def show_coverage(rows: Mapping[str, Sequence[Row]]) -> None:
     from rich.table import Table
 
+    from codegen.emit.coverage import numbers
+    from codegen.emit.verified import ERRORS
+
     for target, listed in rows.items():
         table = Table(title=target)
-        for column in ("type", "state", "cases", "torch error", "ORT error", "note"):
+        for column in ("type", "state", "cases", *ERRORS[target].titles.values(), "note"):
             table.add_column(column, overflow="fold")
         for row in listed:
-            record = row.record
-            numbers = (
-                ["", "", ""]
-                if record is None
-                else [str(record.cases), *("" if e is None else f"{e:.1e}" for e in (record.kv, record.ort))]
-            )
-            table.add_row(row.family, row.state.value, *numbers, escape(row.note))
+            table.add_row(row.family, row.state.value, *numbers(target, row.record), escape(row.note))
         OUT.print(table)
         states = [row.state.value for row in listed]
         say(", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states)))

@@ -8,7 +8,7 @@ from enum import Enum
 
 from codegen.diagnostics import Diagnostic
 from codegen.driver import Compiled
-from codegen.emit.verified import Record
+from codegen.emit.verified import ERRORS, Record
 
 
 class State(Enum):
@@ -72,6 +72,7 @@ def render(version: str, by_target: Mapping[str, Sequence[Row]]) -> str:
         f"Upstream: transformers {version}, every type of its causal-LM mapping.",
     ]
     for target, listed in by_target.items():
+        measured = ERRORS[target]
         count = {state: sum(1 for r in listed if r.state is state) for state in State}
         lines += [
             "",
@@ -79,20 +80,21 @@ def render(version: str, by_target: Mapping[str, Sequence[Row]]) -> str:
             "",
             ", ".join(f"{count[s]} {s.value}" for s in State) + f", of {len(listed)} types.",
             "",
-            "Errors are the largest difference of a logit from upstream's, relative to the range of upstream's logits,"
-            " over all cases, prompts and steps.",
+            measured.meaning,
             "",
-            "| type | state | cases | torch error | ONNX Runtime error | note |",
-            "|---|---|---|---|---|---|",
+            f"| {' | '.join(['type', 'state', 'cases', *measured.titles.values(), 'note'])} |",
+            "|---" * (len(measured.titles) + 4) + "|",
         ]
         for row in listed:
-            record = row.record
-            cells = [row.family, row.state.value]
-            cells += [str(record.cases), _error(record.kv), _error(record.ort)] if record is not None else ["", "", ""]
+            cells = [row.family, row.state.value, *numbers(target, row.record)]
             cells.append(row.note.replace("|", "\\|").replace("\n", " "))
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
-def _error(value: float | None) -> str:
-    return "" if value is None else f"{value:.1e}"
+def numbers(target: str, record: Record | None) -> list[str]:
+    """A record's cells: how many cases, and each error of the target; empty where nothing was measured."""
+    if record is None:
+        return [""] * (1 + len(ERRORS[target].titles))
+    errors = (record.errors.get(name) for name in ERRORS[target].titles)
+    return [str(record.cases), *("" if error is None else f"{error:.1e}" for error in errors)]

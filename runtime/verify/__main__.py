@@ -8,11 +8,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from runtime.verify.family import STAGES
 from runtime.verify.report import Reporter, summary, table
 from runtime.verify.results import Status, to_json
 from runtime.verify.run import TIME_LIMIT, requests_for, verify, write_results
 from runtime.verify.switches import generated_families
+from runtime.verify.targets import QEFF, TARGETS
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -22,13 +22,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     interrupted.
     """
     options = _parser().parse_args(arguments)
-    families = generated_families() if options.all else options.families
+    target = TARGETS[options.target]
+    families = generated_families(target.name) if options.all else options.families
     if not families:
         print("name at least one family, or --all for every generated one", file=sys.stderr)
         return USAGE
-    stages = tuple(options.stages.split(","))
+    stages = tuple(stage for stage in options.stages.split(",") if stage)
     try:
-        total = len(requests_for(families, stages, options.cases))
+        total = len(requests_for(families, stages, options.cases, target=target))
     except ValueError as error:
         print(error, file=sys.stderr)
         return USAGE
@@ -43,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 options.seed,
                 time_limit=options.time_limit,
                 on_event=reporter,
+                target=target,
             )
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -56,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.json:
         print(to_json(results), end="")
     else:
-        console.print(table(results, stages))
+        console.print(table(results, stages, target))
     console.print(summary(results), highlight=False)
     fine = (Status.PASSED, Status.UPSTREAM_REFUSES)
     return OK if all(result.status in fine for result in results) else FAILED
@@ -66,7 +68,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m runtime.verify", description=__doc__)
     parser.add_argument("families", nargs="*", metavar="FAMILY", help="model types")
     parser.add_argument("--all", action="store_true", help="every generated family")
-    parser.add_argument("--stages", default=",".join(STAGES), help=f"any of {','.join(STAGES)} (default: all)")
+    parser.add_argument(
+        "--target", choices=sorted(TARGETS), default=QEFF.name, help="which variants (default: %(default)s)"
+    )
+    stages = "; ".join(f"{','.join(target.stages)} of {target.name}" for target in TARGETS.values())
+    parser.add_argument("--stages", default="", help=f"any of {stages} (default: all)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="parallel processes")
     parser.add_argument("--cases", nargs="+", default=(), metavar="CASE", help="only these cases, such as default")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and prompts")

@@ -78,7 +78,11 @@ def build(model_type: str, overrides: Overrides | None = None, seed: int = 0) ->
 
     Raises `CannotBuildError` where upstream refuses, `KeyError` for an unknown type.
     """
-    config = tiny_config(model_type, overrides)
+    return model_of(model_type, tiny_config(model_type, overrides), seed)
+
+
+def model_of(model_type: str, config: Any, seed: int = 0) -> tuple[Any, nn.Module]:
+    """Upstream's model of a configuration made by `tiny_config`; otherwise like `build`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # some vectors keep what upstream's initialisation draws
         try:

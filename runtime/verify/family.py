@@ -32,6 +32,18 @@ class Request:
 
 
 def verify_family(request: Request, progress: Progress = lambda case: None) -> FamilyResult:
+    """Runs the cases of an inference variant; see `through_cases`."""
+
+    def one(case: Case) -> CaseResult:
+        scenarios = SCENARIOS if case.name == DEFAULT else ESSENTIAL
+        return verify_case(request.family, case, request.stages, request.seed, scenarios)
+
+    return through_cases(request, one, progress)
+
+
+def through_cases(
+    request: Request, verify_one: Callable[[Case], CaseResult], progress: Progress = lambda case: None
+) -> FamilyResult:
     """Runs the cases one after the other; `progress` is told the name of each before it starts.
 
     Nothing about the family's models is raised: it ends up in the result. Raises KeyError for an unknown type.
@@ -48,8 +60,7 @@ def verify_family(request: Request, progress: Progress = lambda case: None) -> F
     results: list[CaseResult] = []
     for case in chosen:
         progress(case.name)
-        scenarios = SCENARIOS if case.name == DEFAULT else ESSENTIAL
-        result = verify_case(request.family, case, request.stages, request.seed, scenarios)
+        result = verify_one(case)
         results.append(result)
         if case.name == DEFAULT and result.status in (Status.UNSUPPORTED, Status.UPSTREAM_REFUSES):
             break  # the other cases can only say the same

@@ -3,7 +3,7 @@
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -19,6 +19,8 @@ _READY = ""
 """A worker's first message; all others are names of cases or results."""
 _QUIET = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 """Environment of the workers: one thread each, as the processes are what runs in parallel, and no network."""
+
+_NOTHING: Mapping[str, str] = {}
 
 Work = Callable[[Request, Callable[[str], None]], FamilyResult]
 
@@ -47,18 +49,19 @@ def run_all(
     time_limit: float,
     on_event: Callable[[Event], None],
     work: Work = verify_family,
+    environment: Mapping[str, str] = _NOTHING,
 ) -> list[FamilyResult]:
     """The results in the order of the requests. `on_event` is called in this process as things happen.
 
     A worker process is kept for many families, as importing upstream takes longer than verifying one. `time_limit`
-    seconds are allowed per family. `work` must be importable by name. On an interrupt all workers are ended before it
-    is raised on. Raises ValueError for jobs < 1.
+    seconds are allowed per family. `work` must be importable by name; `environment` is the workers', beyond
+    the usual. On an interrupt all workers are ended before it is raised on. Raises ValueError for jobs < 1.
     """
     if jobs < 1:
         raise ValueError(f"jobs must be at least 1, not {jobs}")
     pending = list(enumerate(requests))[::-1]
     results: dict[int, FamilyResult] = {}
-    workers: list[_Worker] = [_Worker(work) for _ in range(min(jobs, len(pending)))]
+    workers: list[_Worker] = [_Worker(work, environment) for _ in range(min(jobs, len(pending)))]
     total = len(pending)
 
     def finish(index: int, result: FamilyResult) -> None:
@@ -82,7 +85,7 @@ def run_all(
                 if ended is not None:
                     finish(*ended)
                     if worker.dead:
-                        workers[position] = _Worker(work)
+                        workers[position] = _Worker(work, environment)
     finally:
         for worker in workers:
             worker.close()
@@ -92,10 +95,10 @@ def run_all(
 class _Worker:
     """A process that verifies one family after the other, and what it is doing."""
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: Work, environment: Mapping[str, str]) -> None:
         context = multiprocessing.get_context("spawn")
         self.channel, theirs = context.Pipe()
-        with _environment():
+        with _environment({**_QUIET, **environment}):
             self._process: SpawnProcess = context.Process(target=_serve, args=(theirs, work), daemon=True)
             self._process.start()
         theirs.close()
@@ -160,9 +163,12 @@ class _Worker:
 class _environment:
     """The workers' environment in this process for as long as one is started: a spawned process inherits it."""
 
+    def __init__(self, values: Mapping[str, str]) -> None:
+        self._values = values
+
     def __enter__(self) -> None:
-        self._before = {name: os.environ.get(name) for name in _QUIET}
-        os.environ.update(_QUIET)
+        self._before = {name: os.environ.get(name) for name in self._values}
+        os.environ.update(self._values)
 
     def __exit__(self, *error: object) -> None:
         for name, value in self._before.items():

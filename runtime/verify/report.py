@@ -11,6 +11,7 @@ from rich.text import Text
 
 from runtime.verify.pool import Event, Finished, Started
 from runtime.verify.results import FamilyResult, Status
+from runtime.verify.targets import Target
 
 _STYLES = {
     Status.PASSED: "green",
@@ -76,16 +77,16 @@ def _counts(result: FamilyResult) -> str:
     return ", ".join(parts)
 
 
-def table(results: Sequence[FamilyResult], stages: Sequence[str]) -> Table:
-    """Families by rows; for each stage the largest error, relative to the range of upstream's logits."""
-    shown = [stage for stage in stages if stage != "hf"]
+def table(results: Sequence[FamilyResult], stages: Sequence[str], target: Target) -> Table:
+    """Families by rows; the largest errors measured in the stages, () for all of them."""
+    shown = [measure for measure in target.measures if not stages or measure.stage in stages]
     grid = Table(title="Verification against upstream", title_justify="left")
     grid.add_column("family", no_wrap=True)
     grid.add_column("result", no_wrap=True)
     grid.add_column("cases passed", justify="right", no_wrap=True)
     grid.add_column("upstream refuses", justify="right")
-    for stage in shown:
-        grid.add_column(f"{stage} error", justify="right", no_wrap=True)
+    for measure in shown:
+        grid.add_column(measure.title, justify="right")
     grid.add_column("s", justify="right", no_wrap=True)
     for result in results:
         grid.add_row(
@@ -93,14 +94,13 @@ def table(results: Sequence[FamilyResult], stages: Sequence[str]) -> Table:
             Text(result.status.value, style=_STYLES[result.status]),
             f"{result.count(Status.PASSED)}/{len(result.cases)}",
             str(result.count(Status.UPSTREAM_REFUSES)),
-            *(_worst(result, stage) for stage in shown),
+            *(_error(measure.of(result)) for measure in shown),
             f"{result.seconds:.0f}",
         )
     return grid
 
 
-def _worst(result: FamilyResult, stage: str) -> str:
-    worst = result.worst(stage)
+def _error(worst: float | None) -> str:
     return "-" if worst is None else f"{worst:.0e}"
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import Enum, StrEnum
 from typing import Any
@@ -24,8 +25,10 @@ class Status(StrEnum):
 
 @dataclass(frozen=True)
 class Check:
-    """One scenario in one stage. error is relative to the range of upstream's logits; inf where a logit is no
-    number.
+    """One scenario in one stage.
+
+    quantity: what was compared; error: of logits relative to the range of upstream's, of losses and gradients as
+    `runtime.verify.training.compare` says; inf where something is no number.
     """
 
     stage: str
@@ -34,6 +37,7 @@ class Check:
     error: float | None = None
     divergences: tuple[Divergence, ...] = ()
     message: str = ""
+    quantity: str = "logits"
 
 
 @dataclass(frozen=True)
@@ -54,9 +58,10 @@ class CaseResult:
     message: str = ""
     seconds: float = 0.0
 
-    def worst(self, stage: str) -> float | None:
-        """The largest error of a stage, or None if it measured none."""
-        return max((c.error for c in self.checks if c.stage == stage and c.error is not None), default=None)
+    def worst(self, stage: str, quantities: Collection[str] = ("logits",)) -> float | None:
+        """The largest error of some quantities in a stage, or None if none was measured."""
+        found = (c.error for c in self.checks if c.stage == stage and c.quantity in quantities)
+        return max((error for error in found if error is not None), default=None)
 
 
 @dataclass(frozen=True)
@@ -73,8 +78,8 @@ class FamilyResult:
     def count(self, status: Status) -> int:
         return sum(case.status is status for case in self.cases)
 
-    def worst(self, stage: str) -> float | None:
-        return max((e for case in self.cases if (e := case.worst(stage)) is not None), default=None)
+    def worst(self, stage: str, quantities: Collection[str] = ("logits",)) -> float | None:
+        return max((e for case in self.cases if (e := case.worst(stage, quantities)) is not None), default=None)
 
     def stage_status(self, stage: str) -> Status | None:
         """Passed if every check of the stage in every case passed; None if it has none."""

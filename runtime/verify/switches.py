@@ -1,25 +1,28 @@
 """The configuration fields that each family's code branches on, as the compiler recorded them."""
 
 import tomllib
+from importlib import import_module
 from importlib.resources import files
 from typing import Any
 
 
-def recorded_switches() -> dict[str, tuple[str, ...]]:
+def recorded_switches(target: str) -> dict[str, tuple[str, ...]]:
     """Field names by model type, from generated/MANIFEST.toml; empty where nothing was generated yet."""
     manifest = files("generated") / "MANIFEST.toml"
     if not manifest.is_file():
         return {}
     data: dict[str, Any] = tomllib.loads(manifest.read_text(encoding="utf-8"))
     found: dict[str, tuple[str, ...]] = {}
-    for module in data.get("targets", {}).get("qeff", ()):
+    for module in data.get("targets", {}).get(target, ()):
         for family in module.get("families", ()):
             found[family["type"]] = tuple(module.get("switches", ()))
     return found
 
 
-def generated_families() -> tuple[str, ...]:
-    """The families that have variants, sorted."""
-    from generated import qeff
-
-    return tuple(sorted(qeff.FAMILIES))
+def generated_families(target: str) -> tuple[str, ...]:
+    """The families that have variants, sorted; none where the target was not generated."""
+    try:
+        index = import_module(f"generated.{target}")
+    except ModuleNotFoundError:
+        return ()
+    return tuple(sorted(index.FAMILIES))

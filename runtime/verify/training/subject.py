@@ -1,0 +1,140 @@
+"""A case made concrete: a tiny upstream model without chance in it, sequences, and upstream's numbers for them."""
+
+import copy
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from runtime.verify import factory
+from runtime.verify.cases import Case
+from runtime.verify.reference import UpstreamFailsError
+from runtime.verify.subject import depends_on_length
+from runtime.verify.training.sequences import EQUAL_LENGTHS, LENGTHS, Sample, random_samples
+from runtime.verify.training.settings import settle, without_dropout
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Upstream's numbers, each sequence run alone.
+
+    logits: float32 [length, vocab] per sequence; loss: mean over the targets of all sequences; gradients: of that loss
+    by parameter, zeros where upstream has none.
+    """
+
+    logits: tuple[torch.Tensor, ...]
+    loss: float
+    gradients: dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is verified.
+
+    training: whether the models are in training mode; by_length: whether the rope's frequencies depend on the
+    length of the sequences, which are of one length then.
+    """
+
+    family: str
+    case: Case
+    seed: int
+    samples: tuple[Sample, ...]
+    original: nn.Module
+    expected: Reference
+    training: bool
+    by_length: bool
+
+    def upstream(self) -> Any:
+        """A new, unmodified upstream model with the same weights."""
+        return copy.deepcopy(self.original)
+
+
+def prepare(family: str, case: Case, seed: int = 0) -> Subject:
+    """Builds the model and asks unmodified upstream.
+
+    Where upstream draws random numbers in training mode even though every rate of a random effect is zero, the models
+    are compared in evaluation mode. Raises `factory.CannotBuildError` and `UpstreamFailsError`: upstream refuses the
+    case, or its numbers are none.
+    """
+    config = factory.tiny_config(family, case.overrides)
+    settle(config)
+    config, model = factory.model_of(family, config, seed)
+    without_dropout(model)
+    by_length = depends_on_length(config)
+    samples = random_samples(EQUAL_LENGTHS if by_length else LENGTHS, seed)
+    training = is_deterministic(model.train(), samples[0])
+    model.train(training)
+    return Subject(family, case, seed, samples, model, reference(model, samples), training, by_length)
+
+
+def is_deterministic(model: nn.Module, sample: Sample) -> bool:
+    """Whether upstream gives the same logits twice. Raises UpstreamFailsError if it gives none."""
+    first, second = (alone(copy.deepcopy(model), sample).logits for _ in range(2))
+    return bool(torch.equal(first, second))
+
+
+def alone(model: nn.Module, sample: Sample) -> Any:
+    """Upstream's output for one sequence as a batch of its own; raises UpstreamFailsError."""
+    ids, labels = torch.tensor([sample.tokens]), torch.tensor([sample.labels])
+    try:
+        return model(input_ids=ids, labels=labels, use_cache=False)
+    except Exception as failure:
+        message = " ".join(str(failure).split())[:300]
+        raise UpstreamFailsError(f"forward: {type(failure).__name__}: {message}") from failure
+
+
+def reference(model: nn.Module, samples: Sequence[Sample]) -> Reference:
+    """Upstream's numbers for the samples; the model is not changed. Raises UpstreamFailsError."""
+    fresh = copy.deepcopy(model)
+    logits, loss = [], 0.0
+    for output, share in each_alone(fresh, samples):
+        logits.append(output.logits.detach()[0].float())
+        if share > 0.0:
+            (output.loss * share).backward()
+            loss += float(output.loss.detach()) * share
+    found = Reference(tuple(logits), loss, gradients(fresh))
+    finite = [*found.logits, *found.gradients.values(), torch.tensor(loss)]
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in finite):
+        raise UpstreamFailsError("upstream's logits, loss or gradients are not all finite")
+    return found
+
+
+def each_alone(model: nn.Module, samples: Iterable[Sample]) -> Iterator[tuple[Any, float]]:
+    """Upstream's output for each sample, and the share of the sample's targets in those of all samples."""
+    samples = tuple(samples)
+    targets = sum(sample.targets for sample in samples)
+    for sample in samples:
+        # Frequencies of some ropes remember the longest sequence; samples of different lengths are never used then.
+        yield alone(model, sample), sample.targets / targets
+
+
+def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Gradients by parameter, as copies; zeros where there is none."""
+    return {
+        name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.detach().clone()
+        for name, parameter in model.named_parameters()
+    }
+
+
+@torch.no_grad()
+def has_effect(subject: Subject) -> bool | None:
+    """Whether the case changes upstream's logits against the family's default with the same weights; None where those
+    do not fit.
+    """
+    if "tie_word_embeddings" in subject.case.overrides:
+        return None  # the same weights cannot be tied and not
+    config = factory.tiny_config(subject.family)
+    settle(config)
+    default = factory.model_of(subject.family, config, subject.seed)[1]
+    without_dropout(default)
+    default.train(subject.training)
+    weights, others = subject.original.state_dict(), default.state_dict()
+    if {n: w.shape for n, w in weights.items()} != {n: w.shape for n, w in others.items()}:
+        return None
+    default.load_state_dict(weights)
+    index = max(range(len(subject.samples)), key=lambda i: len(subject.samples[i].tokens))
+    usual = alone(default, subject.samples[index]).logits[0].float()
+    mine = subject.expected.logits[index]
+    return not torch.allclose(usual, mine, rtol=0.0, atol=1e-5 * float(mine.max() - mine.min()))

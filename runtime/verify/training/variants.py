@@ -1,0 +1,49 @@
+"""The training variants as the registry applies them, by stage."""
+
+from importlib import import_module
+from typing import Any
+
+from torch import nn
+
+from runtime.verify.switches import generated_families
+from runtime.verify.training.trial import Patch, Undo
+
+
+class NoVariantError(RuntimeError):
+    """The family has no training variant; the message says why."""
+
+
+def packed(family: str, model: nn.Module) -> Undo:
+    """Padding removed, without kernels."""
+    from runtime.training import MONKEY_PATCHER
+
+    report: Any = MONKEY_PATCHER.apply_monkey_patch(family, "rmpad", model=model)
+    undo: Undo = report.undo
+    return undo
+
+
+def liger(family: str, model: nn.Module) -> Undo:
+    """Padding removed, and every kernel that fits. Where there is no device, Triton's interpreter must be on before
+    Triton is imported: environment TRITON_INTERPRET=1.
+    """
+    from runtime.training import MONKEY_PATCHER
+    from runtime.training.kernels import interpreter
+
+    interpreter.install()
+    report: Any = MONKEY_PATCHER.apply_monkey_patch(family, "liger", model=model, use_rmpad=True)
+    undo: Undo = report.undo
+    return undo
+
+
+PATCHES: dict[str, Patch] = {"packed": packed, "liger": liger}
+
+
+def require_variant(family: str) -> None:
+    """Raises NoVariantError with the compiler's reason where a family was not generated."""
+    if family in generated_families("rmpad"):
+        return
+    try:
+        index = import_module("generated.rmpad")
+    except ModuleNotFoundError:
+        raise NoVariantError("no training variants were generated") from None
+    raise NoVariantError(index.REFUSED.get(family, "it was not generated"))
