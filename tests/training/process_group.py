@@ -16,7 +16,9 @@ SECONDS = 120
 
 # One server imports torch and transformers; ranks are forked from it, in well under a second.
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["torch", "torch.distributed", "transformers.modeling_utils"])
+_CONTEXT.set_forkserver_preload(
+    ["torch", "torch.distributed.fsdp", "transformers.modeling_utils", "runtime.training.packing"]
+)
 
 
 def run_ranks(size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
