@@ -158,6 +158,9 @@ class SegmentSdpa:
 
     @staticmethod
     def _attend(call: AttentionCall, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        grouped = query.shape[1] != key.shape[1]
+        if grouped and not _fused_kernels_share_heads(call, mask):
+            key, value, grouped = _repeated(key, call), _repeated(value, call), False
         return functional.scaled_dot_product_attention(
             query,
             key,
@@ -166,7 +169,7 @@ class SegmentSdpa:
             dropout_p=call.dropout,
             is_causal=mask is None,
             scale=call.scaling,
-            enable_gqa=query.shape[1] != key.shape[1],
+            enable_gqa=grouped,
         )
 
 
@@ -276,6 +279,13 @@ class FlashVarlen:
         )
         states: Tensor = output[0] if isinstance(output, tuple) else output  # some versions return the normalizers too
         return states[None, ..., : call.value.shape[-1]]
+
+
+def _fused_kernels_share_heads(call: AttentionCall, mask: Tensor | None) -> bool:
+    """Whether a kernel that never forms all scores takes fewer key and value heads than query heads."""
+    if call.query.device.type == "cpu":
+        return True
+    return mask is None and call.kernel_dtype in FLASH_DTYPES
 
 
 def _flash_limits(call: AttentionCall) -> str | None:

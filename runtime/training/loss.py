@@ -54,6 +54,27 @@ def shifted(labels: Tensor | None, packing: Any, kwargs: MutableMapping[str, Any
     return targets
 
 
+def aligned(labels: Tensor, packing: Any) -> Tensor:
+    """The labels of the packed tokens as they are, for a loss over a token's own label.
+
+    Args:
+        labels: int64 ``[B, S]`` as the input, or ``[1, T]`` packed.
+        packing: the packing; without one the labels are returned as they came.
+    Returns:
+        ``[1, T]``.
+    Raises:
+        ValueError: labels of another shape.
+        NotImplementedError: ranks share the row: such a loss is computed by the model itself, of one rank's tokens.
+    """
+    if not isinstance(packing, Packing):
+        return labels
+    if packing.group is not None:
+        raise NotImplementedError(
+            "sequence parallelism: this model computes its loss itself, each rank would have its own"
+        )
+    return _packed(labels, packing, "labels")
+
+
 def cross_entropy_for(module: nn.Module) -> Callable[..., Tensor]:
     """The loss function of a model: its own, or Liger's with the same arguments where ``cross_entropy`` is active.
 

@@ -214,20 +214,20 @@ def pack(
     return _shared_among_ranks(module, input_ids, inputs_embeds, packing)
 
 
-def no_cache(attention_mask: Any, past_key_values: Any) -> Any:
-    """The cache that a forward may use: none for packed input.
+def no_cache(attention_mask: Any, past_key_values: Any, use_cache: bool | None) -> bool | None:
+    """Whether a forward may keep a cache: never with packed input, else as it was asked to.
 
     Raises:
         ValueError: packed input together with a cache that holds something.
     """
     if not isinstance(attention_mask, Packing):
-        return past_key_values
+        return use_cache
     if past_key_values is not None and past_key_values.get_seq_length() > 0:
         raise ValueError(
             "rmpad: a filled past_key_values cannot go with packed input; "
             "generate with the patch lifted, see MONKEY_PATCHER.generation(model)"
         )
-    return None
+    return False
 
 
 def _shared_among_ranks(

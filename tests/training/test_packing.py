@@ -318,6 +318,21 @@ def test_a_packing_is_a_leaf_and_can_be_copied() -> None:
     assert hash(packing) != hash(copy.copy(packing)) and "3 segments, 9 tokens of [3, 5]" in repr(packing)
 
 
+def test_a_packing_goes_through_wrappers_that_rebuild_dataclasses() -> None:
+    """FSDP1 and DDP with mixed precision make new ones of their fields; floats are cast, here there are none."""
+    from torch.distributed.utils import _apply_to_tensors
+
+    _, _, packing = packed(ids_like(BOTH), BOTH)
+    mask = packing.mask(window=2)
+    cast: Any = _apply_to_tensors(
+        lambda tensor: tensor.half() if tensor.is_floating_point() else tensor, [packing, mask]
+    )
+    for old, new in zip((packing, mask.packing), (cast[0], cast[1].packing), strict=True):
+        assert new.lengths == old.lengths and new.shape == old.shape and new.indices is old.indices
+        assert new.cu_seqlens is old.cu_seqlens and new.position_ids is old.position_ids
+    assert (cast[1].window, cast[1].lengths) == (2, mask.lengths)
+
+
 def test_a_packing_goes_through_checkpointing() -> None:
     packing = Packing.of_lengths([2, 3])
     seen = []

@@ -537,6 +537,29 @@ def test_the_limits_of_flash_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "compute capability 8.0" in str(limits(on("cuda")))
 
 
+def test_heads_are_repeated_where_no_fused_kernel_shares_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    def shares(device: str, dtype: torch.dtype, mask: Tensor | None) -> bool:
+        query: Any = SimpleNamespace(device=torch.device(device), dtype=dtype)
+        call = AttentionCall(query, query, query, Packing.of_lengths([4]).mask(), SCALING)
+        return backends._fused_kernels_share_heads(call, mask)
+
+    mask = torch.ones(4, 4, dtype=torch.bool)
+    assert shares("cpu", torch.float32, mask) and shares("cpu", torch.float32, None)
+    assert shares("cuda", torch.bfloat16, None)
+    assert not shares("cuda", torch.bfloat16, mask) and not shares("cuda", torch.float32, None)
+
+    # The repeated heads compute the same.
+    given, layer = states(sum(LENGTHS)), Layer(2)
+    for window in (None, 3):
+        packed = Packing.of_lengths(LENGTHS).mask(window)
+        with use_backend("sdpa"):
+            shared, _ = segment_attention(layer, *given, packed, scaling=SCALING)
+            with monkeypatch.context() as elsewhere:
+                elsewhere.setattr(backends, "_fused_kernels_share_heads", lambda call, mask: False)
+                repeated, _ = segment_attention(layer, *given, packed, scaling=SCALING)
+        assert_same(shared, repeated, given)
+
+
 def test_torchs_own_kernel_has_the_signature_that_is_called() -> None:
     import inspect
 
