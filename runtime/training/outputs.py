@@ -1,6 +1,7 @@
 """What a model with packed input gives back."""
 
 import dataclasses
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -78,6 +79,44 @@ def unpacked(module: nn.Module, logits: Tensor | None, packing: Any) -> Tensor |
             "end of a padded row and cannot go with packed input"
         )
     return packing.scatter(logits) if layout == "padded" else logits
+
+
+def of_all_tokens(function: Callable[..., Any], attention_mask: Any) -> Callable[..., Any]:
+    """A loss over all tokens' router logits, to be called as upstream calls it.
+
+    Every token of a packed row is real, so the function gets no mask. Such a loss is not the sum of what it is of
+    parts of the tokens; where ranks share the row, each of them gets the router logits of all.
+
+    Args:
+        function: upstream's, of router logits ``[T, E]`` per layer, of ``attention_mask``, and whatever else.
+        attention_mask: the packing; without one the function is returned as it came.
+    Returns:
+        the function, for arguments as upstream's forward has them. It raises ValueError for a tuple of tensors that are
+        not one row per token.
+    """
+    if not isinstance(attention_mask, Packing):
+        return function
+
+    def called(*args: Any, **kwargs: Any) -> Any:
+        return function(
+            *(_of_all_tokens(value, attention_mask) for value in args),
+            **{name: _of_all_tokens(value, attention_mask) for name, value in kwargs.items()},
+        )
+
+    return called
+
+
+def _of_all_tokens(value: Any, packing: Packing) -> Any:
+    if value is packing:
+        return None
+    ranks = packing.group
+    if ranks is None or not (isinstance(value, tuple) and all(isinstance(part, Tensor) for part in value)):
+        return value
+    rows = ranks.share(packing.total)
+    for part in value:
+        if part.shape[0] != rows:
+            raise ValueError(f"sequence parallelism: router logits are {list(part.shape)}, this rank has {rows} tokens")
+    return tuple(ranks.whole(part, packing.total, dim=0) for part in value)
 
 
 def auxiliary_mask(attention_mask: Any) -> Any:

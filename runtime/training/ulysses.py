@@ -72,6 +72,10 @@ class SequenceParallel:
         """How many entries a row of `length` lacks to be cut into equal shares."""
         return -length % self.size
 
+    def share(self, length: int) -> int:
+        """How many entries of a row of `length` each rank has, those that lengthen it included."""
+        return (length + self.padding(length)) // self.size
+
     def cut(self, row: Tensor, dim: int = 1, *, fill: int | None = None) -> Tensor:
         """This rank's share of a row that every rank holds.
 
@@ -88,7 +92,7 @@ class SequenceParallel:
             last = row.narrow(dim, row.shape[dim] - 1, 1)
             last = last if fill is None else torch.full_like(last, fill)
             row = torch.cat([row, *[last] * missing], dim)
-        share = row.shape[dim] // self.size
+        share = self.share(row.shape[dim])
         return row.narrow(dim, self.rank * share, share)
 
     def whole(self, share: Tensor, length: int, dim: int = 1) -> Tensor:

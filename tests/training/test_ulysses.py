@@ -1,5 +1,6 @@
 """Sequence parallelism over gloo: exchanges and their gradients against one process."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,8 +9,12 @@ import torch
 import torch.distributed as dist
 from process_group import run_ranks
 from torch import Tensor
+from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
-from runtime.training import ulysses
+from runtime.training import dense_masks, ulysses
+from runtime.training.loss import aligned
+from runtime.training.outputs import auxiliary_mask, of_all_tokens
+from runtime.training.packing import Packing
 from runtime.training.ulysses import SequenceParallel, sequence_parallel, set_sequence_parallel
 
 TOKENS, WIDTH = 10, 3
@@ -120,6 +125,42 @@ def test_totals_and_whole_rows_have_one_process_gradients_after_the_reduction(re
         torch.testing.assert_close(combine(torch.stack([result[name] for result in results]), 0), weight.grad)
 
 
+# Losses over router logits
+
+
+def balance(function: Any, packing: Packing, logits: tuple[Tensor, ...]) -> Tensor:
+    return of_all_tokens(function, packing)(logits, 4, top_k=2, attention_mask=packing)
+
+
+def shared_balance() -> tuple[Tensor, Tensor]:
+    ranks = SequenceParallel.of(dist.group.WORLD)
+    weight = drawn(WIDTH, 4, seed=11).requires_grad_()
+    packing = replace(Packing.of_lengths((3, TOKENS - 3)), group=ranks)
+    local = tuple(ranks.cut(drawn(TOKENS, WIDTH, seed=layer), 0) @ weight for layer in range(2))
+    loss = balance(load_balancing_loss_func, packing, local)
+    loss.backward()
+    with pytest.raises(ValueError, match=r"router logits are \[2, 4\], this rank has 3 tokens"):
+        balance(load_balancing_loss_func, packing, tuple(part[:2] for part in local))
+    with pytest.raises(NotImplementedError, match="auxiliary loss"):
+        auxiliary_mask(packing)
+    return loss.detach(), weight.grad
+
+
+def test_loss_over_router_logits_is_that_of_all_tokens() -> None:
+    weight = drawn(WIDTH, 4, seed=11).requires_grad_()
+    logits = tuple(drawn(TOKENS, WIDTH, seed=layer) @ weight for layer in range(2))
+    loss = load_balancing_loss_func(logits, 4, top_k=2)
+    loss.backward()
+    results = run_ranks(4, shared_balance)
+    for found, _ in results:
+        torch.testing.assert_close(found, loss.detach())
+    torch.testing.assert_close(torch.stack([gradient for _, gradient in results]).mean(0), weight.grad)
+
+    unshared = Packing.of_lengths((3, TOKENS - 3))
+    torch.testing.assert_close(balance(load_balancing_loss_func, unshared, logits), loss)
+    assert of_all_tokens(load_balancing_loss_func, None) is load_balancing_loss_func
+
+
 # Checks
 
 
@@ -161,6 +202,18 @@ def test_frequencies_that_would_differ_between_ranks_are_refused(nested: str) ->
         ranks_of(2).check_positions(config, torch.arange(9).unsqueeze(0))
     rope["rope_type"] = "yarn"
     ranks_of(2).check_positions(config, torch.arange(9).unsqueeze(0))
+
+
+def test_losses_that_a_model_computes_itself_are_refused() -> None:
+    packing = replace(Packing.of_lengths((3, 4)), group=ranks_of(2))
+    with pytest.raises(NotImplementedError, match="computes its loss itself"):
+        aligned(torch.zeros(1, 7, dtype=torch.int64), packing)
+
+
+def test_attention_that_adds_masks_itself_is_refused() -> None:
+    packing = replace(Packing.of_lengths((3, 4)), group=ranks_of(2))
+    with pytest.raises(NotImplementedError, match="cannot share a row among ranks"):
+        dense_masks.create_causal_mask(SimpleNamespace(), torch.zeros(1, 4, 8), packing)
 
 
 def compare() -> list[str]:
