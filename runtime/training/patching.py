@@ -9,7 +9,7 @@ import functools
 import gc
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Literal, cast
@@ -310,6 +310,7 @@ class _Application:
         for upstream, variant in chosen.items():
             self.ordered[upstream] = variant.features & self.features
             _hook(upstream).orders.append(_Order(self, variant, self.ordered[upstream]))
+        _watch_outer_models()
 
     def claim(self, module: nn.Module, variant: Variant, features: frozenset[str]) -> None:
         entry = swapping.Entry(features)
@@ -369,16 +370,20 @@ class _Application:
                 warn(logger, message)
 
     def _check_outer_models(self, model: nn.Module, plan: Mapping[nn.Module, tuple[Variant, frozenset[str]]]) -> None:
-        """Every model around one that packs has to know that rows are packed."""
         packing = {module for module, (_, features) in plan.items() if RMPAD in features}
-        for name, outer in model.named_modules():
-            if not isinstance(outer, PreTrainedModel) or outer in packing or active(outer, RMPAD):
-                continue
-            if any(module in packing for module in outer.modules()):
-                raise PatchError(
-                    f"padding cannot be removed: {type(outer).__name__} ({name or 'the model itself'}) has no variant "
-                    "and would read packed rows as padded ones"
-                )
+        for outer in model.modules():
+            if outer not in packing:
+                _check_outer(outer, packing)
+
+
+def _check_outer(outer: nn.Module, packing: Set[nn.Module]) -> None:
+    """Every model around one that packs has to know that rows are packed."""
+    if not isinstance(outer, PreTrainedModel) or active(outer, RMPAD):
+        return
+    if any(module in packing or active(module, RMPAD) for module in outer.modules()):
+        raise PatchError(
+            f"padding cannot be removed: {type(outer).__name__} has no variant and would misread packed rows"
+        )
 
 
 def _check_free(name: str, module: nn.Module, variant: Variant) -> None:
@@ -434,6 +439,7 @@ class _Hook:
         setattr(upstream, "__init__", __init__)  # noqa: B010
 
     def remove_if_idle(self) -> None:
+        _watch_outer_models()
         if self.orders:
             return
         if vars(self.upstream).get("__init__") is not self._installed:
@@ -453,6 +459,25 @@ def _hook(upstream: type[nn.Module]) -> _Hook:
     if upstream not in _hooks:
         _hooks[upstream] = _Hook(upstream)
     return _hooks[upstream]
+
+
+def _watch_outer_models() -> None:
+    """While models are built whose padding is removed: refuses those around them that know nothing of it."""
+    needed = any(RMPAD in order.features for hook in _hooks.values() for order in hook.orders)
+    if needed and PreTrainedModel.post_init is _post_init:
+        PreTrainedModel.post_init = _watching_post_init
+    elif not needed and PreTrainedModel.post_init is _watching_post_init:
+        PreTrainedModel.post_init = _post_init
+
+
+_post_init: Callable[[Any], None] = PreTrainedModel.post_init
+
+
+@functools.wraps(_post_init)
+def _watching_post_init(model: Any) -> None:
+    _post_init(model)
+    if type(model) not in _hooks:
+        _check_outer(model, frozenset())
 
 
 def _living(classes: Iterable[type[nn.Module]]) -> dict[str, int]:

@@ -169,7 +169,10 @@ def suspended(model: nn.Module) -> Iterator[int]:
         for module in list(model.modules()):
             if entries(module) and module not in _suspended:
                 back.append((module, plain_class(module), _features(module)))
-                _set_class(module, upstream_class(module))
+                # A forward that was wrapped on the instance since (by accelerate, say) calls the variant's and needs
+                # its class; without features that is upstream's arithmetic.
+                if "forward" not in vars(module):
+                    _set_class(module, upstream_class(module))
                 module.__dict__.pop(ATTRIBUTE, None)
                 _suspended.add(module)
         yield len(back)

@@ -1,9 +1,11 @@
 """Swapping variants in and out: what is touched, what the rest of the library still sees, and how it is taken back."""
 
 import copy
+import inspect
 import io
 import logging
 import pickle
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,16 @@ import pytest
 import torch
 from small_variants import IDS, NOT_APPLIED, VARIANTS, apply_liger, apply_rmpad, logits, tiny
 from torch import nn
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+from transformers import (
+    AutoModelForCausalLM,
+    BloomForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    MixtralForCausalLM,
+    PreTrainedModel,
+)
 from transformers.models.llama.modeling_llama import (
     LlamaAttention,
     LlamaDecoderLayer,
@@ -37,6 +48,7 @@ from runtime.training.swapping import suspended
 
 CLASSES = (LlamaRMSNorm, LlamaMLP, LlamaAttention, LlamaModel, LlamaForCausalLM)
 CONSTRUCTORS = {cls: cls.__init__ for cls in CLASSES}
+POST_INIT = PreTrainedModel.post_init
 
 
 @pytest.fixture(autouse=True)
@@ -45,6 +57,7 @@ def _clean(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     undo_everything()
     assert {cls: cls.__init__ for cls in CLASSES} == CONSTRUCTORS
+    assert PreTrainedModel.post_init is POST_INIT
 
 
 def upstream_only(model: nn.Module) -> bool:
@@ -198,7 +211,7 @@ def test_a_subclass_is_left_alone_which_packed_rows_do_not_allow(caplog: pytest.
 
 def test_a_model_around_the_packed_one_that_knows_nothing_of_it_is_refused() -> None:
     model = LlamaForSequenceClassification(tiny().config)
-    with pytest.raises(PatchError, match=r"LlamaForSequenceClassification .the model itself. has no variant"):
+    with pytest.raises(PatchError, match=r"LlamaForSequenceClassification has no variant"):
         apply_rmpad(model)
     assert upstream_only(model)
     apply_liger(model=model, fused_linear_cross_entropy=False)
@@ -338,7 +351,24 @@ def test_weights_can_be_initialised_and_embeddings_resized() -> None:
     assert model.lm_head.out_features == 23
 
 
+def test_what_transformers_reads_from_source_files_is_answered_by_upstream() -> None:
+    for upstream in (MixtralForCausalLM, BloomForCausalLM):
+        variant = type(f"Rmpad{upstream.__name__}", (upstream,), {})
+        made = variants({upstream: Variant(variant, "rmpad")})[upstream].cls
+        assert made._can_set_experts_implementation() == upstream._can_set_experts_implementation()
+        assert made._can_set_attn_implementation() == upstream._can_set_attn_implementation()
+
+
 # -- generation
+
+
+def test_a_forward_that_was_wrapped_on_the_instance_since_generates_as_upstream_does() -> None:
+    model = tiny()
+    apply_rmpad(model)
+    model.forward = types.MethodType(type(model).forward, model)
+    with suspended(model):
+        assert torch.equal(logits(model), logits(tiny()))
+    assert not torch.equal(logits(model), logits(tiny()))
 
 
 def test_suspended_models_generate_as_upstream_does() -> None:
@@ -435,14 +465,25 @@ def test_a_constructor_that_somebody_wrapped_since_is_left_to_them(monkeypatch: 
     again.undo()
 
 
-def test_building_an_unknown_subclass_is_refused_while_padding_is_removed() -> None:
-    with apply_rmpad(), pytest.raises(PatchError, match="OwnHead derives from LlamaForCausalLM"):
-        OwnHead(LlamaConfig(**tiny().config.to_diff_dict()))
+class OwnAttention(LlamaAttention):
+    pass
+
+
+def test_building_what_knows_nothing_of_packed_rows_is_refused_while_padding_is_removed() -> None:
+    config = tiny().config
+    with apply_rmpad():
+        for unknown in (OwnHead, LlamaForSequenceClassification):
+            with pytest.raises(PatchError, match=f"{unknown.__name__} has no variant"):
+                unknown(config)
+        with pytest.raises(PatchError, match="OwnAttention derives from LlamaAttention"):
+            OwnAttention(config, layer_idx=0)
+        GPT2LMHeadModel(GPT2Config(n_embd=8, n_head=1, n_layer=1, vocab_size=9))
+    LlamaForSequenceClassification(config)
+    with apply_liger():
+        assert active(LlamaForSequenceClassification(config).model.layers[0].mlp, "swiglu")
 
 
 def test_the_constructors_signature_stays() -> None:
-    import inspect
-
     before = inspect.signature(LlamaForCausalLM)
     with apply_rmpad():
         assert inspect.signature(LlamaForCausalLM) == before
