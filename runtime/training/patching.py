@@ -137,7 +137,10 @@ class PatchReport:
 
     def __str__(self) -> str:
         done = [f"{name} x{it.modules} ({', '.join(it.features)})" for name, it in self.touched.items()]
-        left = [f"{feature} not applied: {reason}" for feature, reason in self.not_applied.items()]
+        alike: dict[str, list[str]] = {}
+        for feature, reason in sorted(self.not_applied.items()):
+            alike.setdefault(reason, []).append(feature)
+        left = [f"{', '.join(features)} not applied: {reason}" for reason, features in alike.items()]
         return f"{self._name} [{self.scope}]: " + "; ".join([*(done or ["nothing touched"]), *left])
 
     __repr__ = __str__

@@ -179,6 +179,7 @@ def test_without_kernels_padding_is_removed_all_the_same(
     report = apply_liger(model=model, use_rmpad=True)
     assert set(report.touched) == {"LlamaAttention", "LlamaModel", "LlamaForCausalLM"}
     assert report.not_applied["rms_norm"] == "no device" and len(caplog.records) == 1
+    assert "fused_linear_cross_entropy, rms_norm, rope, swiglu not applied: no device" in str(report)
     with pytest.raises(PatchError, match="no device"), call(strict=True, asked=[]):
         apply_liger(model=tiny())
 
@@ -367,6 +368,7 @@ def test_a_forward_that_was_wrapped_on_the_instance_since_generates_as_upstream_
     apply_rmpad(model)
     model.forward = types.MethodType(type(model).forward, model)
     with suspended(model):
+        assert not any(active(it, "rmpad") for it in model.modules())
         assert torch.equal(logits(model), logits(tiny()))
     assert not torch.equal(logits(model), logits(tiny()))
 
