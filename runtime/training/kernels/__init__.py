@@ -3,18 +3,22 @@
 Each function and class here stands where upstream has a rotation, a norm, a gated activation, experts or a loss. It
 runs the kernel when the module's feature is on *and* the kernel computes what upstream computes for these tensors;
 otherwise upstream's own arithmetic runs. Nothing is forced: see `takes` for what every kernel needs, and each module
-for what it adds.
+for what it adds. What a module is like that keeps its kernel from ever being used is reported (`not_used`).
 
 Kernels do not support double backward (``create_graph=True``); upstream's arithmetic does.
 """
 
+import functools
 import importlib.util
+import logging
 import os
 import sys
 
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+
+logger = logging.getLogger(__name__)
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 WIDEST_ROW = 65536  # elements; one program holds a whole row
@@ -45,6 +49,12 @@ def interpreting() -> bool:
     """Whether Triton's interpreter was made fit for the kernels (they then take CPU tensors)."""
     module = sys.modules.get(f"{__name__}.interpreter")
     return module is not None and bool(module.installed())
+
+
+@functools.cache
+def not_used(feature: str, where: str, reason: str) -> None:
+    """Reports, once, that a feature is on for modules of a class but upstream's own arithmetic runs."""
+    logger.warning("%s is switched on but not used for %s: %s", feature, where, reason)
 
 
 def takes(*tensors: Tensor) -> bool:

@@ -24,7 +24,11 @@ def experts(module: nn.Module, function: Experts) -> Experts:
     Returns:
         A function of the same signature, which calls `function` for tensors that do not fit.
     """
-    if not active(module, "experts") or mismatch(module) is not None:
+    if not active(module, "experts"):
+        return function
+    reason = mismatch(module)
+    if reason is not None:
+        kernels.not_used("experts", type(module).__name__, reason)
         return function
     up, down = cast(Tensor, module.gate_up_proj), cast(Tensor, module.down_proj)
 
@@ -52,7 +56,7 @@ def mismatch(module: nn.Module) -> str | None:
         return "weights are transposed or have biases, or the class does not say"
     if not getattr(module, "has_gate", False):
         return "no gate"
-    if getattr(type(module), "_apply_gate", None) is not _default_apply_gate:
+    if getattr(type(module).__name__, "_apply_gate", None) is not _default_apply_gate:
         return "a gate of its own"
     if not is_silu(getattr(module, "act_fn", None)):
         return f"the activation is {type(getattr(module, 'act_fn', None)).__name__}, not SiLU"
@@ -71,3 +75,11 @@ def _fit(up: Tensor, down: Tensor, hidden_states: Tensor, index: Tensor, weights
     if up.dtype == torch.float32 and up.is_cuda and torch.get_float32_matmul_precision() == "highest":
         return False  # the kernel's products are TF32 there
     return kernels.takes(hidden_states, up, down, weights)
+
+
+class KernelExperts(nn.Module):
+    """In front of an upstream class of stacked expert weights: its forward, or the kernel in its place."""
+
+    def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        """``(hidden_states [T, H], top_k_index [T, K], top_k_weights [T, K]) -> [T, H]``, see :func:`experts`."""
+        return experts(self, super().forward)(hidden_states, top_k_index, top_k_weights)

@@ -19,6 +19,7 @@ from transformers.loss.loss_utils import ForCausalLMLoss
 
 from runtime.training import kernels
 from runtime.training.features import active
+from runtime.training.kernels.ownership import keeps_graph
 
 IGNORE_INDEX = -100
 
@@ -61,7 +62,10 @@ def fused_loss(
     """
     if labels is None or not module.training or not active(module, "fused_linear_cross_entropy"):
         return None
-    if mismatch(module, projection) is not None or not _fit(projection, hidden_states):
+    reason = mismatch(module, projection)
+    if reason is not None:
+        kernels.not_used("fused_linear_cross_entropy", type(module).__name__, reason)
+    if reason is not None or not _fit(projection, hidden_states):
         return None
     from runtime.training.loss import shifted
 
@@ -151,8 +155,8 @@ def liger_cross_entropy(
 
 def _fit(projection: nn.Module, hidden_states: Tensor) -> bool:
     weight = cast(Tensor, projection.weight)
-    same = hidden_states.dtype == weight.dtype or torch.is_autocast_enabled(hidden_states.device.type)
-    return same and kernels.takes(hidden_states)
+    cast_later = torch.is_autocast_enabled(hidden_states.device.type) or _is_sharded(projection)
+    return (cast_later or hidden_states.dtype == weight.dtype) and kernels.takes(hidden_states)
 
 
 def _reduced(summed: Callable[[str, int], Tensor], targets: Tensor, group: Any, **kwargs: Any) -> Tensor:
@@ -255,9 +259,3 @@ class _CrossEntropy(Function):
 
         (gradient,) = ctx.saved_tensors
         return cross_entropy_backward(gradient.clone() if keeps_graph() else gradient, grads[0]), None, None, None
-
-
-def keeps_graph() -> bool:
-    """Whether the running backward leaves the graph, and what it saved, for another one (``retain_graph``)."""
-    keeps = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
-    return True if keeps is None else bool(keeps())

@@ -62,7 +62,10 @@ class LigerNormCastThenWeight(_LigerNorm):
 
     def _fits(self, hidden_states: Tensor, weight: Tensor | None) -> bool:
         # A float32 weight on bfloat16 states makes upstream's result float32; the kernel's stays bfloat16.
-        return weight is not None and weight.dtype == hidden_states.dtype and super()._fits(hidden_states, weight)
+        if weight is None or weight.dtype != hidden_states.dtype:
+            kernels.not_used("rms_norm", type(self).__name__, "its weight is of another dtype than the states")
+            return False
+        return super()._fits(hidden_states, weight)
 
     def _upstream(self, hidden_states: Tensor, eps: float) -> Tensor:
         return self.weight * _normalised(hidden_states, eps).to(hidden_states.dtype)

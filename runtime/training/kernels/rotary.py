@@ -1,8 +1,8 @@
 """Rotary embedding, half rotation, as one kernel for queries and keys.
 
 Liger's kernel rotates in place: where the queries' memory is laid out as it reads it, it would overwrite what the
-projection returned, and in the backward the gradient that it was given, unseen by autograd. Here it only ever gets
-memory of its own.
+projection returned, and in the backward the gradient that it was given, unseen by autograd. Here the heads are copied
+first (the function's caller still has them), and gradients unless they are nobody else's.
 """
 
 import functools
@@ -15,6 +15,7 @@ from torch.autograd import Function
 
 from runtime.training import kernels
 from runtime.training.features import active
+from runtime.training.kernels.ownership import writable
 
 Rotation = Callable[..., tuple[Tensor, Tensor]]
 
@@ -31,17 +32,19 @@ def rotary(module: nn.Module, function: Rotation) -> Rotation:
         upstream's function would, it calls that: other layouts, dtypes for which the function's result has another
         dtype or rounding than the kernel's, rows of one batch size and queries of another, rows with a gradient.
     """
-    return functools.partial(_rotate, function) if active(module, "rope") else function
+    return functools.partial(_rotate, type(module).__name__, function) if active(module, "rope") else function
 
 
 def _rotate(
-    function: Rotation, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *args: Any, **kwargs: Any
+    where: str, function: Rotation, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *args: Any, **kwargs: Any
 ) -> tuple[Tensor, Tensor]:
     unsqueeze_dim = kwargs.get("unsqueeze_dim", args[0] if args else 1)
     plain = len(args) + len(kwargs) <= 1 and unsqueeze_dim in (1, 2) and set(kwargs) <= {"unsqueeze_dim"}
     if not plain or not _laid_out(q, k, cos, sin, unsqueeze_dim):
         return function(q, k, cos, sin, *args, **kwargs)
     width = rotated_width(function, q.dtype, cos.dtype, q.shape[-1], cos.shape[-1])
+    if width is None:
+        kernels.not_used("rope", where, f"{function.__module__}.{function.__qualname__} does not rotate halves")
     if width is None or not kernels.takes(q, k, cos, sin):
         return function(q, k, cos, sin, *args, **kwargs)
     if unsqueeze_dim == 2:
@@ -112,7 +115,7 @@ def half_rotation(x: Tensor, cos: Tensor, sin: Tensor, width: int) -> Tensor:
 
 
 class _HalfRotation(Function):
-    """Liger's rotation out of place, both ways."""
+    """Liger's rotation of memory of its own, and of gradients that nothing else can read."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, width: int) -> tuple[Tensor, Tensor]:
@@ -128,7 +131,7 @@ class _HalfRotation(Function):
         from liger_kernel.ops.rope import rope_backward
 
         cos, sin = ctx.saved_tensors
-        d_q, d_k = rope_backward(_own(grads[0]), _own(grads[1]), cos, sin, rotary_dim=ctx.width)
+        d_q, d_k = rope_backward(*writable(grads, "gradients"), cos, sin, rotary_dim=ctx.width)
         return d_q, d_k, None, None, None
 
 
