@@ -6,6 +6,7 @@ import time
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,16 @@ _CONTEXT.set_forkserver_preload(
 )
 
 
-def run_ranks(size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+def run_ranks(size: int, function: Callable[..., Any], *arguments: Any, context: BaseContext = _CONTEXT) -> list[Any]:
     """`function(*arguments)` in each of `size` processes, the default process group being theirs.
 
-    The function is found by name, so it stands at the top of a module; results go through `torch.save`. Raises
-    AssertionError with the traceback of the first rank that failed, or that was not done in time.
+    The function is found by name, so it stands at the top of a module; results go through `torch.save`. A `spawn`
+    context is for what has to be said before torch is imported. Raises AssertionError with the traceback of the first
+    rank that failed, or that was not done in time.
     """
     with tempfile.TemporaryDirectory() as folder:
         processes = [
-            _CONTEXT.Process(target=_rank, args=(rank, size, Path(folder), function, arguments)) for rank in range(size)
+            context.Process(target=_rank, args=(rank, size, Path(folder), function, arguments)) for rank in range(size)
         ]
         for process in processes:
             process.start()

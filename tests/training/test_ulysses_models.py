@@ -1,5 +1,6 @@
 """Real models whose rows are shared between ranks, against upstream's own model in one process."""
 
+import multiprocessing
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
@@ -17,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from runtime.training import MONKEY_PATCHER
+from runtime.training.kernels import interpreter
 from runtime.training.ulysses import sequence_parallel
 
 TOLERANCE = 1e-5
@@ -247,6 +249,40 @@ def test_wrappers_that_average_give_the_gradients_of_one_process(wrapper: str) -
     _, expected = reference("llama", 1, 2)
     for _, found in results:
         assert_same(found, expected)
+
+
+# Losses by kernel
+
+KERNELS = ("rope", "rms_norm", "swiglu", "experts", "cross_entropy", "fused_linear_cross_entropy")
+
+
+def kernel_steps() -> dict[str, Result]:
+    interpreter.install()
+    results = {}
+    for loss in ("fused_linear_cross_entropy", "cross_entropy"):
+        model = built("llama")
+        switches = dict.fromkeys(KERNELS, False) | {loss: True}
+        report = MONKEY_PATCHER.apply_monkey_patch_to_instance(model, "liger", use_rmpad=True, **switches)
+        assert loss not in report.not_applied
+        for way in ("padded", "items"):
+            model.zero_grad()
+            with sequence_parallel(dist.group.WORLD):
+                output = model(**WAYS[way](model))
+            assert (output.logits is None) == (loss == "fused_linear_cross_entropy")
+            output.loss.backward()
+            results[f"{loss} {way}"] = output.loss.detach(), gradients(model)
+    return results
+
+
+def test_losses_by_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    ranks = run_ranks(2, kernel_steps, context=multiprocessing.get_context("spawn"))
+    assert len(ranks[0]) == 4
+    for case in ranks[0]:
+        results = [result[case] for result in ranks]
+        loss, expected = reference("llama", items=30 if case.endswith("items") else None)
+        assert_same_loss(results, loss)
+        assert_same(combined(results, torch.mean), expected)
 
 
 # Outputs
