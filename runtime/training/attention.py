@@ -162,6 +162,8 @@ def _check_arguments(
 
 def _check_shapes(call: AttentionCall) -> None:
     """Raises ValueError for tensors that a kernel would silently misread."""
+    if call.mask.window == 0 or call.mask.chunk == 0:
+        raise ValueError(f"packed attention: {call.mask} lets no query attend to any key")
     total = call.mask.packing.total
     query_heads, key_heads = call.query.shape[1], call.key.shape[1]
     rows = {(states.shape[0], states.shape[2]) for states in (call.query, call.key, call.value)}

@@ -18,11 +18,14 @@ def additive(mask: SegmentMask, dtype: torch.dtype, device: torch.device) -> Ten
     """``[1, 1, T, T]`` of `dtype`: 0 where a query attends, the lowest finite value where it does not.
 
     Raises:
+        ValueError: a mask of window or chunk 0: rows that are hidden as a whole would see everything.
         NotImplementedError: the row is shared among ranks, none of which holds all of it.
     """
     packing = mask.packing
     if packing.group is not None:
         raise NotImplementedError("attention with its own arithmetic cannot share a row among ranks")
+    if mask.window == 0 or mask.chunk == 0:
+        raise ValueError(f"dense mask: {mask} lets no query attend to any key")
     segment = packing.segment_ids.to(device)
     place = packing.offsets.to(device)
     distance = place[:, None] - place

@@ -75,6 +75,25 @@ def aligned(labels: Tensor, packing: Any) -> Tensor:
     return _packed(labels, packing, "labels")
 
 
+def without_first(labels: Tensor, packing: Any) -> Tensor:
+    """The labels of the packed tokens, each sequence's first one ignored: for a loss that takes ``labels[..., 1:]``.
+
+    Args:
+        labels: int64 ``[B, S]`` as the input, or ``[1, T]`` packed.
+        packing: the packing; without one the labels are returned as they came.
+    Returns:
+        ``[1, T]``.
+    Raises:
+        NotImplementedError: the row is shared among ranks: a rank's last target is another rank's label.
+        ValueError: labels of another shape.
+    """
+    if not isinstance(packing, Packing):
+        return labels
+    if packing.group is not None:
+        raise NotImplementedError("a loss that shifts labels itself cannot share a row among ranks")
+    return _packed(labels, packing, "labels").index_fill(1, packing.cu_seqlens[:-1].long(), IGNORE_INDEX)
+
+
 def cross_entropy_for(module: nn.Module) -> Callable[..., Tensor]:
     """The loss function of a model: its own, or Liger's with the same arguments where ``cross_entropy`` is active.
 

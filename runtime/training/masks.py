@@ -25,7 +25,8 @@ class SegmentMask:
 
     Attributes:
         packing: where the segments are.
-        window: how many keys a query attends to at most, itself included; None for no limit.
+        window: how many keys a query attends to at most, itself included; None for no limit. Upstream builds masks of
+            window 0 for layers that a config does not have: such a mask can be made, and no attention takes it.
         chunk: segments are cut into pieces of this length, counted from each segment's start, and a query attends
             inside its piece; None for whole segments.
     """
@@ -36,8 +37,8 @@ class SegmentMask:
 
     def __post_init__(self) -> None:
         for name, size in (("window", self.window), ("chunk", self.chunk)):
-            if size is not None and size < 1:
-                raise ValueError(f"SegmentMask: {name} must be at least 1, found {size}")
+            if size is not None and size < 0:
+                raise ValueError(f"SegmentMask: {name} is negative: {size}")
 
     @cached_property
     def lengths(self) -> tuple[int, ...]:
@@ -98,7 +99,9 @@ class SegmentMask:
         return self._bands[key][:queries, : behind + queries]
 
     def __repr__(self) -> str:
-        limits = [f"{name} {size}" for name, size in (("window", self.window), ("chunk", self.chunk)) if size]
+        limits = [
+            f"{name} {size}" for name, size in (("window", self.window), ("chunk", self.chunk)) if size is not None
+        ]
         return f"SegmentMask({', '.join([repr(self.packing), *limits])})"
 
 

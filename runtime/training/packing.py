@@ -230,6 +230,25 @@ def no_cache(attention_mask: Any, past_key_values: Any, use_cache: bool | None) 
     return False
 
 
+def own_positions(packing: Any, counted: Tensor) -> Tensor:
+    """Positions of a row's tokens, for a model that counts them itself.
+
+    Args:
+        packing: the packing; without one the count is returned as it came.
+        counted: int64 ``[S]``, counted from the row's start.
+    Returns:
+        int64 ``[T]``, of this rank's tokens where the row is shared: as the caller gave them, or counted from the start
+        of each segment.
+    Raises:
+        ValueError: positions of several axes.
+    """
+    if not isinstance(packing, Packing):
+        return counted
+    if packing.position_ids.dim() != 2:
+        raise ValueError(f"rmpad: one position per token is needed, found {list(packing.position_ids.shape)}")
+    return _or_own_positions(None, packing)[0]
+
+
 def _shared_among_ranks(
     module: nn.Module, input_ids: Tensor | None, inputs_embeds: Tensor | None, packing: Packing
 ) -> tuple[Tensor | None, Tensor | None, Tensor, Packing]:

@@ -8,7 +8,7 @@ from packed_reference import Patched, counted_transfers, drawn
 from torch import Tensor, nn
 from transformers.loss.loss_utils import ForCausalLMLoss
 
-from runtime.training.loss import IGNORE_INDEX, aligned, cross_entropy_for, shifted
+from runtime.training.loss import IGNORE_INDEX, aligned, cross_entropy_for, shifted, without_first
 from runtime.training.packing import Packing, pack
 
 VOCABULARY = 11
@@ -92,6 +92,15 @@ def test_labels_may_be_packed_already() -> None:
     assert torch.equal(shifted(packed, packing), shifted(labels, packing))  # type: ignore[arg-type]
     assert torch.equal(aligned(packed, packing), packed) and torch.equal(aligned(labels, packing), packed)
     assert aligned(labels, None) is labels
+
+
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS.keys())
+def test_a_loss_that_shifts_itself_finds_no_target_in_another_segment(mask: list[list[int]]) -> None:
+    packing, labels = packing_of(mask), labels_for(mask)
+    targets = shifted(labels, packing)
+    assert targets is not None
+    assert torch.equal(without_first(labels, packing)[..., 1:], targets[..., :-1])
+    assert without_first(labels, None) is labels
 
 
 @pytest.mark.parametrize("layout", ["padded", "packed"])

@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +14,8 @@ from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 from transformers import DataCollatorWithFlattening, DynamicCache
 
-from runtime.training.packing import Packing, no_cache, pack
+from runtime.training.packing import Packing, no_cache, own_positions, pack
+from runtime.training.ulysses import SequenceParallel
 
 LEFT = [[0, 0, 1, 1, 1], [1, 1, 1, 1, 1], [0, 0, 0, 0, 1]]
 RIGHT = [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [1, 0, 0, 0, 0]]
@@ -358,6 +361,28 @@ def test_packed_input_takes_no_cache() -> None:
         assert no_cache(None, filled, asked) is asked and no_cache(torch.ones(1, 2), filled, asked) is asked
     with pytest.raises(ValueError, match="filled past_key_values"):
         no_cache(packing, filled, True)
+
+
+# Positions of a model that counts them itself
+
+
+def test_own_positions_are_the_packings() -> None:
+    counted = torch.arange(9)
+    assert own_positions(None, counted) is counted and own_positions(torch.ones(1, 9), counted) is counted
+    _, _, packing = packed(ids_like(BOTH), BOTH)
+    assert own_positions(packing, counted).tolist() == [0, 1, 2, 0, 1, 2, 3, 4, 0]
+    _, _, packing = packed(ids_like(BOTH), BOTH, torch.arange(7, 12)[None])
+    assert own_positions(packing, counted).tolist() == [8, 9, 10, 7, 8, 9, 10, 11, 9]
+    _, _, packing = packed(ids_like(BOTH), BOTH, torch.arange(5).expand(3, 1, 5))
+    with pytest.raises(ValueError, match="one position per token"):
+        own_positions(packing, counted)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_own_positions_of_a_shared_row_are_those_of_the_ranks_tokens(rank: int) -> None:
+    ranks = SequenceParallel(SimpleNamespace(), rank, 2)  # type: ignore[arg-type]
+    packing = replace(Packing.of_lengths([4, 3]), group=ranks)
+    assert own_positions(packing, torch.arange(4)).tolist() == [[0, 1, 2, 3], [0, 1, 2, 0]][rank]
 
 
 # Costs

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import DynamicCache, LlamaConfig
 
 from runtime.training import dense_masks, masks
+from runtime.training.attention import segment_attention
 from runtime.training.masks import SegmentMask
 from runtime.training.packing import Packing
 
@@ -174,8 +175,20 @@ def test_what_the_config_must_have() -> None:
         built(masks, BUILDERS[2], config(None), packing)
     with pytest.raises(NotImplementedError, match="is_causal is False"):
         built(masks, BUILDERS[0], config(None, is_causal=False), packing)
-    with pytest.raises(ValueError, match="window must be at least 1"):
-        packing.mask(window=0)
+    with pytest.raises(ValueError, match="window is negative: -1"):
+        packing.mask(window=-1)
+
+
+@pytest.mark.parametrize("builder", BUILDERS[1:])
+def test_a_mask_for_no_layer_can_be_made_but_not_used(builder: str) -> None:
+    """Upstream's configs say 0 where no layer slides; a row that is hidden as a whole would see its neighbours."""
+    packing = Packing.of_lengths(LENGTHS)
+    mask = built(masks, builder, config(0), packing)
+    states = torch.ones(1, 1, packing.total, 8)
+    with pytest.raises(ValueError, match=r"(window|chunk) 0\) lets no query attend"):
+        segment_attention(torch.nn.Module(), states, states, states, mask)
+    with pytest.raises(ValueError, match="lets no query attend"):
+        built(dense_masks, builder, config(0), packing)
 
 
 def test_the_masks_of_a_step_wait_for_no_device() -> None:
