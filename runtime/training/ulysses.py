@@ -137,19 +137,24 @@ class SequenceParallel:
         repeats = max(self.size // key.shape[1], 1)
         if repeats > 1:
             key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
-        return self._exchange(query), self._exchange(key), self._exchange(value)
+        query, key, value = self._exchange(query, key, value)
+        return query, key, value
 
     def all_heads(self, output: Tensor) -> Tensor:
         """An attention's output from all tokens back to all heads: ``[1, T, H/P, Dv]`` to ``[1, T/P, H, Dv]``."""
-        return self._exchange(output)
+        (output,) = self._exchange(output)
+        return output
 
     def own_heads(self, per_head: Tensor) -> Tensor:
         """The entries of a per-head parameter ``[H, ...]`` that belong to this rank's query heads."""
         share = per_head.shape[0] // self.size
         return per_head.narrow(0, self.rank * share, share)
 
-    def _exchange(self, states: Tensor) -> Tensor:
-        return cast(Tensor, _Exchange.apply(states, self, 1, 2))  # type: ignore[no-untyped-call]
+    def _exchange(self, *states: Tensor) -> tuple[Tensor, ...]:
+        """Shares dimension 1 out, joins dimension 2; in one message to each rank where the dtypes are the same."""
+        if len({part.dtype for part in states}) > 1:
+            return tuple(self._exchange(part)[0] for part in states)
+        return cast(tuple[Tensor, ...], _Exchange.apply(self, 1, 2, *states))  # type: ignore[no-untyped-call]
 
     # Checks
 
@@ -271,17 +276,26 @@ class _Exchange(torch.autograd.Function):
     """All-to-all: cuts `scatter` into a share per rank, joins the ranks' shares along `gather`."""
 
     @staticmethod
-    def forward(ctx: Any, states: Tensor, ranks: SequenceParallel, scatter: int, gather: int) -> Tensor:
+    def forward(ctx: Any, ranks: SequenceParallel, scatter: int, gather: int, *states: Tensor) -> tuple[Tensor, ...]:
         ctx.ranks, ctx.scatter, ctx.gather = ranks, scatter, gather
-        pieces = torch.stack(states.chunk(ranks.size, scatter))
-        received = torch.empty_like(pieces)
-        dist.all_to_all_single(received, pieces, group=ranks.group)
-        return received.movedim(0, gather).flatten(gather, gather + 1)
+        # [P, ...] each: what goes to each rank.
+        pieces = [part.unflatten(scatter, (ranks.size, -1)).movedim(scatter, 0) for part in states]  # type: ignore[no-untyped-call]
+        sizes = [piece[0].numel() for piece in pieces]
+        sent = states[0].new_empty(ranks.size, sum(sizes))
+        for message, piece in zip(_parts(sent, sizes), pieces, strict=True):
+            message.view(piece.shape).copy_(piece)
+        received = torch.empty_like(sent)
+        dist.all_to_all_single(received, sent, group=ranks.group)
+        return tuple(
+            message.view(piece.shape).movedim(0, gather).flatten(gather, gather + 1)
+            for message, piece in zip(_parts(received, sizes), pieces, strict=True)
+        )
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         # Where each entry came from: the exchange the other way round.
-        return _Exchange.apply(gradient, ctx.ranks, ctx.gather, ctx.scatter), None, None, None  # type: ignore[no-untyped-call]
+        back = _Exchange.apply(ctx.ranks, ctx.gather, ctx.scatter, *gradients)  # type: ignore[no-untyped-call]
+        return (None, None, None, *back)
 
 
 class _Whole(torch.autograd.Function):
@@ -310,6 +324,11 @@ class _Total(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient * ctx.ranks.gradient_factor, None
+
+
+def _parts(messages: Tensor, sizes: list[int]) -> tuple[Tensor, ...]:
+    """``[P, sum of sizes]`` as a ``[P, size]`` each."""
+    return cast(tuple[Tensor, ...], messages.split(sizes, 1))  # type: ignore[no-untyped-call]
 
 
 def _gathered(share: Tensor, ranks: SequenceParallel) -> Tensor:
