@@ -12,8 +12,8 @@ ISOLATION: Final = 1e-6
 in matrix products.
 """
 TRAINED: Final = 1e-3
-"""Largest error of what training adds to the parameters. Adam divides each number's gradient by its own size, which
-makes as much of the rounding error of a small gradient as of that of a large one.
+"""Largest error of what training adds to the parameters, as `tensors_error`. Adam divides each number's gradient by
+its own size, which makes as much of the rounding error of a small gradient as of that of a large one.
 """
 
 _FLOOR: Final = 1e-3

@@ -1,25 +1,44 @@
 """Every check of a training variant: how the same sequences are handed over, and what else must not change numbers."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 
+from runtime.verify.reference import UpstreamFailsError
 from runtime.verify.training import sequences
 from runtime.verify.training.compare import logits_error
 from runtime.verify.training.isolation import changing
 from runtime.verify.training.router import has_router_loss, router_loss, router_loss_unpadded
 from runtime.verify.training.sequences import Batch, Sample, padded_left, padded_right, random_samples
 from runtime.verify.training.steps import accumulation, training
-from runtime.verify.training.subject import Subject, alone, reference
+from runtime.verify.training.subject import Subject, alone, counted, reference
 from runtime.verify.training.trial import Measured, NothingToCompareError, Scenario, Trial, numbers
 
 _EQUAL = (13, 13, 13)
 
 
-def _as(form: Callable[[tuple[Sample, ...]], Batch]) -> Callable[[Trial], Iterable[Measured]]:
+def _as(form: Callable[[Sequence[Sample]], Batch]) -> Callable[[Trial], Iterable[Measured]]:
     """The check that hands the samples over in a form."""
     return lambda trial: numbers(trial, form(trial.subject.samples))
+
+
+def _with_positions(form: Callable[[Sequence[Sample]], Batch]) -> Callable[[Trial], Iterator[Measured]]:
+    """The check that hands the samples over in a form with positions, against upstream with the same positions."""
+
+    def measure(trial: Trial) -> Iterator[Measured]:
+        samples = trial.subject.samples
+        try:
+            expected = reference(trial.subject.original, samples, counted)
+        except UpstreamFailsError as failure:
+            raise NothingToCompareError(f"upstream takes no positions: {failure}") from failure
+        yield from numbers(trial, form(samples), expected=expected)
+
+    return measure
+
+
+def _left_with_positions(samples: Sequence[Sample]) -> Batch:
+    return sequences.with_position_ids(padded_left(samples))
 
 
 def _without_mask(trial: Trial) -> Iterator[Measured]:
@@ -121,12 +140,15 @@ KERNELS = (RIGHT,)
 SCENARIOS = (
     *ESSENTIAL,
     Scenario("padded left", _as(padded_left)),
-    Scenario("padded left, with positions", _as(lambda samples: sequences.with_position_ids(padded_left(samples)))),
+    Scenario(
+        "padded left, with positions",
+        _with_positions(lambda samples: sequences.with_position_ids(padded_left(samples))),
+    ),
     Scenario("a masked row", _as(sequences.with_masked_row)),
     Scenario("two sequences per row", _as(sequences.with_segment_mask)),
     Scenario("packed by cu_seqlens", _as(sequences.with_cu_seqlens)),
-    Scenario("packed by positions", _as(sequences.with_restarting_positions)),
-    Scenario("packed by a flattening collator", _as(sequences.with_flash_keywords)),
+    Scenario("packed by positions", _with_positions(sequences.with_restarting_positions)),
+    Scenario("packed by a flattening collator", _with_positions(sequences.with_flash_keywords)),
     Scenario("rows without a mask", _without_mask),
     Scenario("gradient checkpointing", _checkpointing),
     Scenario("sdpa", _sdpa),

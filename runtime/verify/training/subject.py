@@ -1,7 +1,7 @@
 """A case made concrete: a tiny upstream model without chance in it, sequences, and upstream's numbers for them."""
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,21 +75,34 @@ def is_deterministic(model: nn.Module, sample: Sample) -> bool:
     return bool(torch.equal(first, second))
 
 
-def alone(model: nn.Module, sample: Sample) -> Any:
+Extra = Callable[[Sample], Mapping[str, torch.Tensor]]
+"""What upstream is given with a sequence besides its tokens and labels, by keyword."""
+
+
+def nothing(sample: Sample) -> Mapping[str, torch.Tensor]:
+    return {}
+
+
+def counted(sample: Sample) -> Mapping[str, torch.Tensor]:
+    """Positions that count from 0. Where upstream's own begin elsewhere, these give other numbers."""
+    return {"position_ids": torch.arange(len(sample.tokens))[None]}
+
+
+def alone(model: nn.Module, sample: Sample, extra: Extra = nothing) -> Any:
     """Upstream's output for one sequence as a batch of its own; raises UpstreamFailsError."""
     ids, labels = torch.tensor([sample.tokens]), torch.tensor([sample.labels])
     try:
-        return model(input_ids=ids, labels=labels, use_cache=False)
+        return model(input_ids=ids, labels=labels, use_cache=False, **extra(sample))
     except Exception as failure:
         message = " ".join(str(failure).split())[:300]
         raise UpstreamFailsError(f"forward: {type(failure).__name__}: {message}") from failure
 
 
-def reference(model: nn.Module, samples: Sequence[Sample]) -> Reference:
+def reference(model: nn.Module, samples: Sequence[Sample], extra: Extra = nothing) -> Reference:
     """Upstream's numbers for the samples; the model is not changed. Raises UpstreamFailsError."""
     fresh = copy.deepcopy(model)
     logits, loss = [], 0.0
-    for output, share in each_alone(fresh, samples):
+    for output, share in each_alone(fresh, samples, extra):
         logits.append(output.logits.detach()[0].float())
         if share > 0.0:
             (output.loss * share).backward()
@@ -101,13 +114,13 @@ def reference(model: nn.Module, samples: Sequence[Sample]) -> Reference:
     return found
 
 
-def each_alone(model: nn.Module, samples: Iterable[Sample]) -> Iterator[tuple[Any, float]]:
+def each_alone(model: nn.Module, samples: Iterable[Sample], extra: Extra = nothing) -> Iterator[tuple[Any, float]]:
     """Upstream's output for each sample, and the share of the sample's targets in those of all samples."""
     samples = tuple(samples)
     targets = sum(sample.targets for sample in samples)
     for sample in samples:
         # Frequencies of some ropes remember the longest sequence; samples of different lengths are never used then.
-        yield alone(model, sample), sample.targets / targets
+        yield alone(model, sample, extra), sample.targets / targets
 
 
 def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
