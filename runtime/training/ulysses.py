@@ -286,8 +286,9 @@ class _Exchange(torch.autograd.Function):
             message.view(piece.shape).copy_(piece)
         received = torch.empty_like(sent)
         dist.all_to_all_single(received, sent, group=ranks.group)
+        # With one head per rank there is nothing to copy up to here; models take a contiguous output for granted.
         return tuple(
-            message.view(piece.shape).movedim(0, gather).flatten(gather, gather + 1)
+            message.view(piece.shape).movedim(0, gather).flatten(gather, gather + 1).contiguous()
             for message, piece in zip(_parts(received, sizes), pieces, strict=True)
         )
 

@@ -64,6 +64,7 @@ def exchange(heads: int, key_value_heads: int) -> dict[str, Tensor]:
     output = attend(query[:, :, :TOKENS], key[:, :, :TOKENS], value[:, :, :TOKENS])
     output = torch.nn.functional.pad(output, (0, 0, 0, 0, 0, query.shape[2] - TOKENS))
     mixed = ranks.all_heads(output)
+    assert mixed.is_contiguous()  # as upstream's attention functions return it
     weights = ranks.cut(drawn(1, TOKENS, heads, WIDTH + 2, seed=4), fill=0)
     (mixed * weights).sum().backward()
     gradients = {name: share.grad for name, share in shares.items()}
