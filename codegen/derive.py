@@ -38,6 +38,7 @@ class Variant:
     role: Role
     methods: tuple[cst.FunctionDef, ...]
     rules: tuple[Rule, ...]
+    mixin: str = ""  # a class of the runtime in front of upstream's, which does what no rewrite has to
 
 
 @dataclass(frozen=True)
@@ -72,27 +73,32 @@ def derive(module: UpstreamModule, family: FamilyIR, target: Target) -> EmittedM
     for name in family.reachable:
         carrier = family.carrier(name)
         role = carrier.role if carrier is not None else Role.PART
-        rotary = any(r.name == name for r in family.rotaries)
+        rotary = next((r for r in family.rotaries if r.name == name), None)
         methods: list[cst.FunctionDef] = []
         rules: list[Rule] = []
         for method in entered[name]:
-            if rotary:
+            if rotary is not None:
                 break
             emitted.methods_read.append(f"{method.owner}.{method.name}")
             site = Site(module, family, name, role, method.node, method.owner)
             changed, used = _run(site, target, emitted, diagnostics, applied)
             if used:
-                methods.append(_own(changed, method.owner))
+                methods.append(_own(changed, method.owner, target.decorators))
                 rules += [r for r in used if r not in rules]
             if carrier is not None:
                 _functions(module, family, changed, target, emitted, diagnostics, applied, functions)
         if methods:
             emitted.variants.append(Variant(name, role, tuple(methods), tuple(rules)))
-        elif rotary:
-            emitted.methods_read.append(next(r.method for r in family.rotaries if r.name == name))
-            emitted.variants.append(Variant(name, Role.ROTARY, (), ()))
+        elif rotary is not None and rotary.style in target.rotary_mixins:
+            emitted.methods_read.append(rotary.method)
+            emitted.variants.append(Variant(name, Role.ROTARY, (), (), target.rotary_mixins[rotary.style]))
+        elif role is target.models:
+            emitted.variants.append(Variant(name, role, (), ()))
+        elif name in family.experts and target.experts_mixin:
+            emitted.variants.append(Variant(name, Role.EXPERTS, (), (), target.experts_mixin))
     emitted.methods_read += [n.method for n in family.norms]
     emitted.functions = [DerivedFunction(node, tuple(rules)) for node, rules in functions.values() if rules]
+    diagnostics += [problem for check in target.checks for problem in check(module, family)]
     diagnostics += _unmet(module, family, target, applied)
     diagnostics += leftovers(module, _derived(emitted), target.gone)
     if diagnostics:
@@ -166,8 +172,8 @@ def _functions(
         done[name] = _run(site, target, emitted, diagnostics, applied)
 
 
-def _own(function: cst.FunctionDef, owner: str) -> cst.FunctionDef:
-    """A method as its variant defines it: bare (decorators act on upstream's own calls), and with ``super()`` still
+def _own(function: cst.FunctionDef, owner: str, decorators: frozenset[str]) -> cst.FunctionDef:
+    """A method as its variant defines it: with those decorators only that the target keeps, and with ``super()`` still
     meaning the base of the class it was written in."""
 
     class _Super(cst.CSTTransformer):
@@ -178,7 +184,7 @@ def _own(function: cst.FunctionDef, owner: str) -> cst.FunctionDef:
 
     result = function.visit(_Super())
     assert isinstance(result, cst.FunctionDef)
-    return result.with_changes(decorators=[])
+    return result.with_changes(decorators=[d for d in result.decorators if code(d.decorator) in decorators])
 
 
 def _unmet(

@@ -16,6 +16,7 @@ from codegen.diagnostics import SOURCE, Diagnostic, InputError, MissingSourceErr
 from codegen.discovery import Family
 from codegen.emit.module import render
 from codegen.fingerprint import fingerprint, methods
+from codegen.ir import FamilyIR
 from codegen.recognize.family import recognize
 from codegen.recognize.switches import config_reads, config_switches
 from codegen.shared import shared_functions
@@ -28,7 +29,8 @@ MASK_BUILDERS = "masking_utils.py"
 CAUSAL = "is_causal"
 
 Helpers = Mapping[str, tuple[str, ...]]  # imported function -> fields it reads of a config given to it whole
-Work = tuple[str, str, tuple[Family, ...], str, Helpers]  # arguments of `compile_text`
+Heads = tuple[tuple[str, str], ...]  # (model type, head class)
+Work = tuple[str, str, tuple[Family, ...], tuple[str, ...], Helpers]  # arguments of `compile_text`
 
 
 def mask_helpers(release: Release) -> Helpers:
@@ -69,35 +71,38 @@ class Compiled:
 
 def compile_files(
     release: Release,
-    families: Sequence[Family],
-    target: Target,
+    wanted: Mapping[Family, Sequence[str]],
     jobs: int = 1,
     done: Callable[[Compiled], None] = lambda _: None,
 ) -> list[Compiled]:
-    """Every upstream file that defines one of the families, in path order. ``done`` hears of each as it is finished.
+    """Every upstream file that defines one of the families, for the targets named, in the order of paths and targets.
+    ``done`` hears of each as it is finished.
 
     A file that cannot be read refuses its families, an error of the compiler those of the file at hand; the others go
     on. Raises InputError when the system ends a process.
     """
     by_path: dict[str, list[Family]] = {}
-    for family in sorted(families):
+    for family in sorted(wanted):
         by_path.setdefault(family.path, []).append(family)
     helpers = mask_helpers(release)
     work: list[Work] = []
     results: list[Compiled] = []
     for path, members in by_path.items():
+        targets = tuple(dict.fromkeys(target for family in members for target in wanted[family]))
         try:
-            work.append((release.text(path), path, tuple(members), target.name, helpers))
+            work.append((release.text(path), path, tuple(members), targets, helpers))
         except SourceError as error:
-            results.append(Compiled(path, target.name, (), tuple((f, (error.diagnostic,)) for f in members)))
-            done(results[-1])
+            for target in targets:
+                results.append(Compiled(path, target, (), tuple((f, (error.diagnostic,)) for f in members)))
+                done(results[-1])
     for compiled in _map(work, jobs):
-        done(compiled)
-        results.append(compiled)
-    return sorted(results, key=lambda c: c.path)
+        for one in compiled:
+            done(one)
+            results.append(one)
+    return sorted(results, key=lambda c: (c.path, c.target))
 
 
-def _map(work: list[Work], jobs: int) -> Iterable[Compiled]:
+def _map(work: list[Work], jobs: int) -> Iterable[tuple[Compiled, ...]]:
     if jobs <= 1 or len(work) <= 1:
         yield from (_guarded(*item) for item in work)
         return
@@ -115,32 +120,69 @@ def _end_quietly_when_interrupted() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def _guarded(text: str, path: str, families: tuple[Family, ...], target_name: str, helpers: Helpers) -> Compiled:
+def _guarded(
+    text: str, path: str, families: tuple[Family, ...], targets: tuple[str, ...], helpers: Helpers
+) -> tuple[Compiled, ...]:
     """`compile_text`, with an error of the compiler turned into a refusal of the families at hand."""
     try:
-        return compile_text(text, path, families, target_name, helpers)
+        module = UpstreamModule(path, text)
+    except Refused as error:
+        return tuple(Compiled(path, t, (), tuple((f, error.diagnostics) for f in families)) for t in targets)
+    facts = _Facts(module)
+    return tuple(_guarded_target(facts, families, target, helpers) for target in targets)
+
+
+class _Facts:
+    """What is recognized in a file, each head once for all targets."""
+
+    def __init__(self, module: UpstreamModule) -> None:
+        self.module = module
+        self._known: dict[Heads, FamilyIR | Refused] = {}
+
+    def of(self, heads: Heads) -> FamilyIR:
+        """Raises Refused, for every target the same."""
+        if heads not in self._known:
+            try:
+                self._known[heads] = recognize(self.module, heads)
+            except Refused as error:
+                self._known[heads] = error
+        found = self._known[heads]
+        if isinstance(found, Refused):
+            raise found
+        return found
+
+
+def _guarded_target(facts: _Facts, families: tuple[Family, ...], target_name: str, helpers: Helpers) -> Compiled:
+    module = facts.module
+    try:
+        return _compile(facts, families, TARGETS[target_name], helpers)
     except Exception as error:
         found = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         help = "this is an error of the compiler, not of the file; report it with the file's name and release"
-        refusal = Diagnostic(Span(path), "compiler", "a variant or a refusal", found, help)
-        return Compiled(path, target_name, (), tuple((f, (refusal,)) for f in families))
+        refusal = Diagnostic(Span(module.path), "compiler", "a variant or a refusal", found, help)
+        return Compiled(module.path, target_name, (), tuple((f, (refusal,)) for f in families))
 
 
 def compile_text(
     text: str, path: str, families: tuple[Family, ...], target_name: str, helpers: Helpers = MappingProxyType({})
 ) -> Compiled:
     """One upstream file: heads that can be derived go into one text; the others carry their diagnostics."""
-    target = TARGETS[target_name]
-    refused: list[tuple[Family, tuple[Diagnostic, ...]]] = []
     try:
         module = UpstreamModule(path, text)
     except Refused as error:
         return Compiled(path, target_name, (), tuple((f, error.diagnostics) for f in families))
+    return _compile(_Facts(module), families, TARGETS[target_name], helpers)
+
+
+def _compile(facts: _Facts, families: tuple[Family, ...], target: Target, helpers: Helpers) -> Compiled:
+    module = facts.module
+    path, target_name = module.path, target.name
+    refused: list[tuple[Family, tuple[Diagnostic, ...]]] = []
     accepted: list[Family] = []
     alone: dict[str, EmittedModule | Refused] = {}  # by head class: types often share one
     for family in families:
         declared = REFUSED.get(family.model_type)
-        if declared is not None:
+        if declared is not None and target_name in declared.targets:
             where = module.span(f"{family.head}.forward")
             known = Diagnostic(
                 where, "deviation", "a variant that agrees with upstream", declared.reason, declared.until
@@ -149,7 +191,7 @@ def compile_text(
             continue
         if family.head not in alone:
             try:
-                alone[family.head] = derive(module, recognize(module, ((family.model_type, family.head),)), target)
+                alone[family.head] = derive(module, facts.of(((family.model_type, family.head),)), target)
             except Refused as error:
                 alone[family.head] = error
         outcome = alone[family.head]
@@ -160,7 +202,7 @@ def compile_text(
     if not accepted:
         return Compiled(path, target_name, (), tuple(refused))
     try:
-        emitted = _together(module, accepted, alone, target)
+        emitted = _together(facts, accepted, alone, target)
         rendered = render(emitted, *shared_functions(emitted))
     except Refused as error:
         return Compiled(path, target_name, (), (*refused, *((f, error.diagnostics) for f in accepted)))
@@ -180,14 +222,14 @@ def compile_text(
 
 
 def _together(
-    module: UpstreamModule, accepted: list[Family], alone: dict[str, EmittedModule | Refused], target: Target
+    facts: _Facts, accepted: list[Family], alone: dict[str, EmittedModule | Refused], target: Target
 ) -> EmittedModule:
     """One module for all accepted families; what was derived for the only head is not derived again."""
     heads = tuple((f.model_type, f.head) for f in accepted)
     first = alone[accepted[0].head]
     if len({head for _, head in heads}) == 1 and isinstance(first, EmittedModule):
         return replace(first, family=replace(first.family, heads=heads))
-    return derive(module, recognize(module, heads), target)
+    return derive(facts.module, facts.of(heads), target)
 
 
 def _fingerprints(module: UpstreamModule, emitted: EmittedModule) -> tuple[tuple[str, str], ...]:

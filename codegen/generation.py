@@ -95,7 +95,7 @@ def build(
     helpers = repr(sorted(mask_helpers(release).items()))
     sources = {path: _source_digest(release, path, helpers) for path in by_path}
     compiled: list[Compiled] = []
-    work: dict[str, list[Family]] = {}
+    work: dict[Family, list[str]] = {}
     kept: list[manifest.Entry] = []
     for target in TARGETS:
         for path, members in by_path.items():
@@ -106,18 +106,18 @@ def build(
                 kept.append(entry)
                 compiled.append(text)
             elif path in chosen or entry is not None:
-                work.setdefault(target, []).extend(members)
+                for member in members:
+                    work.setdefault(member, []).append(target)
     reused = len(compiled)
-    planned(sum(len({f.path for f in members}) for members in work.values()))
+    planned(len({(family.path, target) for family, targets in work.items() for target in targets}))
     damaged: list[Compiled] = []
-    for target, members in work.items():
-        for one in compile_files(release, members, TARGETS[target], jobs, done):
-            damaged += [one] if one.damaged else []
-            entry = past.entry(target, one.path) if one.damaged and past.is_of(release) else None
-            text = past.text(entry) if entry is not None else None
-            if entry is not None and text is not None:
-                kept.append(entry)
-            compiled.append(text or one)
+    for one in compile_files(release, work, jobs, done):
+        damaged += [one] if one.damaged else []
+        entry = past.entry(one.target, one.path) if one.damaged and past.is_of(release) else None
+        text = past.text(entry) if entry is not None else None
+        if entry is not None and text is not None:
+            kept.append(entry)
+        compiled.append(text or one)
     compiled.sort(key=lambda c: (c.target, c.path))
     sources |= {entry.compiled.path: entry.source for entry in kept}
     # what an older compiler wrote and stays makes the whole tree one that is not this compiler's

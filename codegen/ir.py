@@ -73,6 +73,13 @@ class RotaryFact:
     style: RotaryStyle = RotaryStyle.COS_SIN
 
 
+class AttentionStyle(Enum):
+    """Who does an attention's arithmetic, and with which mask."""
+
+    INTERFACE = "upstream's attention interface, whose eager function is scaled dot products of known extras"
+    OWN = "its own code, which adds a mask to the scores"
+
+
 @dataclass(frozen=True)
 class FamilyIR:
     """Everything recognized in one modeling file, for the heads that were asked for."""
@@ -83,9 +90,17 @@ class FamilyIR:
     reachable: tuple[str, ...]  # every class below the heads, carriers included
     norms: tuple[NormFact, ...] = ()
     rotaries: tuple[RotaryFact, ...] = ()
+    attentions: tuple[tuple[str, AttentionStyle], ...] = ()
+    experts: tuple[str, ...] = ()  # classes of stacked expert weights, whose loop upstream itself may replace
+    embedders: tuple[str, ...] = ()  # carriers that take token ids and hand none on: they embed them
 
     def carrier(self, name: str) -> Carrier | None:
         return next((c for c in self.carriers if c.name == name), None)
 
     def with_role(self, role: Role) -> tuple[Carrier, ...]:
         return tuple(c for c in self.carriers if c.role is role)
+
+    @property
+    def adds_masks(self) -> bool:
+        """Whether some attention needs its mask as a tensor to add."""
+        return any(style is AttentionStyle.OWN for _, style in self.attentions)

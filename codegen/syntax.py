@@ -303,3 +303,9 @@ def docstring_removed(function: cst.FunctionDef) -> cst.FunctionDef:
         return function
     rest = body.body[1:] or [cst.parse_statement("pass")]
     return function.with_changes(body=body.with_changes(body=rest))
+
+
+def leading_lines(line: cst.CSTNode) -> Sequence[cst.EmptyLine]:
+    """Blank lines and comments in front of a statement."""
+    found: Sequence[cst.EmptyLine] = getattr(line, "leading_lines", ())
+    return found

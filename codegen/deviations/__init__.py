@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Deviation:
-    """Why a family is refused although every rule matches, and when to drop this."""
+    """Why a family is refused for some targets although every rule matches, and when to drop this."""
 
     reason: str
     until: str
+    targets: frozenset[str]
 
 
 REFUSED: dict[str, Deviation] = {
@@ -22,5 +23,6 @@ REFUSED: dict[str, Deviation] = {
         "upstream's generate differs from its own forward: its default cache keeps sliding_window tokens while its"
         " masks show all of them",
         "upstream's generate with a cache equals its forward without one",
+        frozenset({"qeff"}),
     ),
 }

@@ -11,26 +11,16 @@ from black.mode import TargetVersion
 
 from codegen.derive import DerivedFunction, EmittedModule, Variant
 from codegen.diagnostics import Diagnostic, Refused, Span
-from codegen.ir import Role
-from codegen.recognize.generation import recomputes_past
+from codegen.emit.extras import Extras, class_name, ordered
+from codegen.emit.mappings import MAPPINGS
+from codegen.emit.patches import PATCHES
 from codegen.syntax import code, docstring_removed
 from codegen.upstream import UpstreamModule
 
-RECOMPUTES = "qeff_recompute_past_beyond_original_length"
 MODE = black.Mode(line_length=119, target_versions={TargetVersion.PY311})
-TITLES = {
-    Role.HEAD: "float32 logits of each row's last real token, and the updated buffers",
-    Role.WRAPPER: "hands the cache's address on",
-    Role.BACKBONE: "runs on the engine's key/value buffers, masks built from positions",
-    Role.LAYER: "hands the cache's address to its attention",
-    Role.ATTENTION: "writes and reads a fixed buffer addressed by position_ids",
-    Role.ROTARY: "cos and sin looked up in tables that upstream's own forward filled once",
-    Role.PART: "the same values in a form that exports",
-}
 
 
-def class_name(target_prefix: str, upstream: str) -> str:
-    return f"{target_prefix}{upstream}"
+EXTRAS: dict[str, Extras] = {"qeff": MAPPINGS, "rmpad": PATCHES}
 
 
 def render(emitted: EmittedModule, local_functions: Iterable[DerivedFunction], shared: dict[str, str]) -> str:
@@ -39,20 +29,14 @@ def render(emitted: EmittedModule, local_functions: Iterable[DerivedFunction], s
     Raises Refused when a name of the new text comes from nowhere (a compiler error, not upstream's)."""
     prefix = emitted.target.prefix
     body: list[str] = [_function(f) for f in local_functions]
-    body += [_variant(emitted, v) for v in _ordered(emitted)]
-    body.append(_mappings(emitted))
+    body += [_variant(emitted, v) for v in ordered(emitted)]
+    body.append(EXTRAS[emitted.target.name].tail(emitted))
     text = "\n\n\n".join(body)
     imports = _imports(emitted, text, {f.node.name.value for f in local_functions}, shared)
     own = {class_name(prefix, v.upstream) for v in emitted.variants}
     assert own, "a module without variants is not rendered"
     doc = f'"""{emitted.target.title}, derived from {emitted.module.name}."""'
     return black.format_str("\n\n".join([_header(emitted), doc, imports, text]) + "\n", mode=MODE)
-
-
-def _ordered(emitted: EmittedModule) -> list[Variant]:
-    """In upstream's order, so that the file reads beside its source."""
-    position = {name: index for index, name in enumerate(emitted.module.classes)}
-    return sorted(emitted.variants, key=lambda v: position[v.upstream])
 
 
 def _header(emitted: EmittedModule) -> str:
@@ -86,73 +70,26 @@ def _function(function: DerivedFunction) -> str:
 
 def _variant(emitted: EmittedModule, variant: Variant) -> str:
     prefix, upstream = emitted.target.prefix, variant.upstream
-    rotary = next((r for r in emitted.family.rotaries if r.name == upstream), None)
-    bases = upstream if rotary is None else f"{emitted.target.rotary_mixins[rotary.style]}, {upstream}"
-    lines = [f"class {class_name(prefix, upstream)}({bases}):", f'    """{upstream}: {TITLES[variant.role]}.']
+    bases = f"{variant.mixin}, {upstream}" if variant.mixin else upstream
+    lines = [f"class {class_name(prefix, upstream)}({bases}):"]
+    lines.append(f'    """{upstream}: {emitted.target.titles[variant.role]}.')
     if variant.rules:
         lines += ["", *(f"    * {rule.id}: {rule.why}" for rule in variant.rules), '    """']
     else:
         lines[-1] += '"""'
-    if variant.role is Role.HEAD and recomputes_past(emitted.module, upstream):
-        lines += [
-            "",
-            "    # upstream's generation starts over at that length; so must the engine's",
-            f"    {RECOMPUTES} = True",
-        ]
+    extra = EXTRAS[emitted.target.name]
+    lines += extra.before_methods(emitted, variant)
     for method in variant.methods:
         bare = docstring_removed(method).with_changes(leading_lines=[])
         lines += ["", *(f"    {line}" if line else "" for line in code(bare).split("\n"))]
-    if variant.role is Role.HEAD:
-        lines += ["", *_submodules(emitted, upstream)]
+    lines += extra.after_methods(emitted, variant)
     return "\n".join(lines)
-
-
-def _submodules(emitted: EmittedModule, head: str) -> list[str]:
-    """What the engine may export as ONNX functions: the classes the backbone loops over."""
-    looped = [
-        callee
-        for backbone in emitted.family.with_role(Role.BACKBONE)
-        for _, classes in backbone.calls
-        for callee in classes
-        if any(v.upstream == callee for v in emitted.variants)
-    ]
-    names = ", ".join(class_name(emitted.target.prefix, c) for c in dict.fromkeys(looped))
-    return [
-        "    def get_submodules_for_export(self) -> set[type[nn.Module]]:",
-        '        """The repeated blocks, which may become ONNX functions."""',
-        f"        return {{{names}}}",
-    ]
-
-
-def _mappings(emitted: EmittedModule) -> str:
-    prefix = emitted.target.prefix
-    pairs = [(v.upstream, class_name(prefix, v.upstream)) for v in _ordered(emitted)]
-    pairs += _siblings(emitted)
-    cache = "".join(f"{old}: {new},\n" for old, new in pairs)
-    text = f"KV_CACHE_MAPPING = {{{cache}}}"
-    norms = "".join(f"{n.name}: {emitted.target.norms[n.scale]},\n" for n in emitted.family.norms)
-    return f"{text}\n\nCUSTOM_OPS_MAPPING = {{{norms}}}" if norms else f"{text}\n\nCUSTOM_OPS_MAPPING = {{}}"
-
-
-def _siblings(emitted: EmittedModule) -> list[tuple[str, str]]:
-    """Classes that upstream picks instead of the eager one, by name of implementation: same weights, same variant."""
-    result = []
-    for table in emitted.module.constants:
-        entries = emitted.module.dispatch_table(table)
-        eager = entries.get("eager")
-        if eager is not None and any(v.upstream == eager for v in emitted.variants):
-            result += [
-                (cls, class_name(emitted.target.prefix, eager))
-                for cls in dict.fromkeys(entries.values())
-                if cls != eager
-            ]
-    return result
 
 
 def _imports(emitted: EmittedModule, text: str, local: set[str], shared: dict[str, str]) -> str:
     module = emitted.module
     known = {class_name(emitted.target.prefix, v.upstream) for v in emitted.variants}
-    known |= local | {"KV_CACHE_MAPPING", "CUSTOM_OPS_MAPPING"}
+    known |= local | EXTRAS[emitted.target.name].names
     plain: set[str] = set()
     froms: dict[str, set[str]] = {}
     missing = []

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from codegen.diagnostics import Diagnostic, Refused
-from codegen.ir import Carrier, FamilyIR, NormFact, RotaryFact
+from codegen.ir import Carrier, FamilyIR, NormFact, Role, RotaryFact
 from codegen.recognize.cache_use import unknown_receivers, unknown_uses
 from codegen.recognize.carriers import carriers, reachable_classes
+from codegen.recognize.eager_attention import attention_style
+from codegen.recognize.embedders import embedders
 from codegen.recognize.norm import norm
 from codegen.recognize.rotary import rotary
+from codegen.recognize.stacked_experts import stacks_experts
 from codegen.upstream import UpstreamModule
 
 
@@ -34,4 +37,14 @@ def recognize(module: UpstreamModule, heads: tuple[tuple[str, str], ...]) -> Fam
     problems += unknown_receivers(module, tuple(found))
     if problems:
         raise Refused(*problems)
-    return FamilyIR(module.path, heads, tuple(found.values()), tuple(reachable), tuple(norms), tuple(rotaries))
+    return FamilyIR(
+        module.path,
+        heads,
+        tuple(found.values()),
+        tuple(reachable),
+        tuple(norms),
+        tuple(rotaries),
+        tuple((c.name, attention_style(module, c.name)) for c in found.values() if c.role is Role.ATTENTION),
+        tuple(name for name in reachable if stacks_experts(module, name)),
+        embedders(module, tuple(found.values())),
+    )

@@ -2,5 +2,6 @@
 
 from codegen.targets.base import Target
 from codegen.targets.qeff import QEFF
+from codegen.targets.rmpad import RMPAD
 
-TARGETS: dict[str, Target] = {QEFF.name: QEFF}
+TARGETS: dict[str, Target] = {QEFF.name: QEFF, RMPAD.name: RMPAD}

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
-from codegen.ir import NormScale, Role, RotaryStyle
+from codegen.diagnostics import Diagnostic
+from codegen.ir import FamilyIR, NormScale, Role, RotaryStyle
 from codegen.rules.base import Rule
+from codegen.upstream import UpstreamModule
+
+Check = Callable[[UpstreamModule, FamilyIR], list[Diagnostic]]
 
 
 class Expect(Enum):
@@ -22,6 +27,7 @@ class Step:
     rule: Rule
     expect: Expect = Expect.OPTIONAL
     role: Role | None = None  # the role whose classes are counted; all of the rule's roles when None
+    feature: str = ""  # what is switched on at run time to have what the rule does; nothing where it is all or nothing
 
 
 @dataclass(frozen=True)
@@ -36,3 +42,8 @@ class Target:
     norms: dict[NormScale, str]
     names: dict[str, str]  # names that class-level rewrites bring in: name -> module
     gone: dict[str, str]  # names that no derived method may hold -> why
+    titles: dict[Role, str]  # what a variant of each role is, for its docstring
+    checks: tuple[Check, ...] = ()  # what a family must not do, whatever the rules can do
+    models: Role | None = None  # a role whose classes get a variant also where no method changes
+    experts_mixin: str = ""  # runtime class put in front of a class of stacked experts, where there is one
+    decorators: frozenset[str] = frozenset()  # upstream's decorators that a variant keeps; the others only document

@@ -103,4 +103,13 @@ QEFF = Target(
         "get_seq_length": "the length of a fixed buffer says nothing of the tokens seen",
         "ALL_ATTENTION_FUNCTIONS": "only the eager function takes a boolean mask over a fixed buffer",
     },
+    titles={
+        Role.HEAD: "float32 logits of each row's last real token, and the updated buffers",
+        Role.WRAPPER: "hands the cache's address on",
+        Role.BACKBONE: "runs on the engine's key/value buffers, masks built from positions",
+        Role.LAYER: "hands the cache's address to its attention",
+        Role.ATTENTION: "writes and reads a fixed buffer addressed by position_ids",
+        Role.ROTARY: "cos and sin looked up in tables that upstream's own forward filled once",
+        Role.PART: "the same values in a form that exports",
+    },
 )

@@ -198,6 +198,10 @@ def pack(
         return input_ids, inputs_embeds, position_ids, attention_mask
     if isinstance(attention_mask, Packing):
         return input_ids, inputs_embeds, _or_own_positions(position_ids, attention_mask), attention_mask
+    if position_ids is None:
+        position_ids = kwargs.pop(
+            "position_ids", None
+        )  # models without positions of their own are given them all the same
     _refuse_attention_weights(module, kwargs)
 
     shape, device = _batch_of(input_ids, inputs_embeds)

@@ -56,7 +56,7 @@ def mismatch(module: nn.Module) -> str | None:
         return "weights are transposed or have biases, or the class does not say"
     if not getattr(module, "has_gate", False):
         return "no gate"
-    if getattr(type(module).__name__, "_apply_gate", None) is not _default_apply_gate:
+    if getattr(type(module), "_apply_gate", None) is not _default_apply_gate:
         return "a gate of its own"
     if not is_silu(getattr(module, "act_fn", None)):
         return f"the activation is {type(getattr(module, 'act_fn', None)).__name__}, not SiLU"

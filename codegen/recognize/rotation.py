@@ -1,0 +1,43 @@
+"""Which functions rotate queries and keys by halves: ``(x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin)``."""
+
+from __future__ import annotations
+
+import ast
+
+from codegen.syntax import code, docstring_removed, names, parameters
+from codegen.upstream import UpstreamModule
+
+SIGNATURE = ("q", "k", "cos", "sin")
+# Bodies of the function that does it, one line a statement, as Python itself writes them.
+HALVES = (
+    [
+        "x1 = x[..., :x.shape[-1] // 2]",
+        "x2 = x[..., x.shape[-1] // 2:]",
+        "return torch.cat((-x2, x1), dim=-1)",
+    ],
+    [
+        "first_half, second_half = torch.chunk(x, 2, dim=-1)",
+        "first_ = first_half * cos - second_half * sin",
+        "second_ = second_half * cos + first_half * sin",
+        "return torch.cat((first_, second_), dim=-1)",
+    ],
+)
+
+
+def is_half_rotation(module: UpstreamModule, name: str) -> bool:
+    """Whether the function ``name(q, k, cos, sin, ...)`` of this file rotates by halves.
+
+    Its other lines may cast, slice and join; the runtime compares its numbers with the kernel's before it is replaced.
+    """
+    function = module.functions.get(name)
+    if function is None or parameters(function)[:4] != SIGNATURE:
+        return False
+    called = names(function.body) & module.functions.keys()
+    return len(called) == 1 and _body(module, *called) in HALVES
+
+
+def _body(module: UpstreamModule, name: str) -> list[str]:
+    bare = docstring_removed(module.functions[name]).with_changes(leading_lines=[], decorators=[])
+    node = ast.parse(code(bare)).body[0]
+    assert isinstance(node, ast.FunctionDef)
+    return [ast.unparse(statement) for statement in node.body]

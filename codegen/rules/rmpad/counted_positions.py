@@ -1,0 +1,63 @@
+"""``rmpad/counted-positions``: positions that a model counts along its row are counted in each sequence."""
+
+from __future__ import annotations
+
+import libcst as cst
+
+from codegen.ir import Role
+from codegen.rules.base import Case, Edit, Edits, Match, NotApplicable, Site
+from codegen.rules.rmpad.packed_input import IDS, POSITIONS, packing_name
+from codegen.syntax import assignment, code, dotted, expression, parameters, statements
+
+OWN = "own_positions"
+
+
+class CountedPositions:
+    id = "rmpad/counted-positions"
+    roles = frozenset({Role.WRAPPER, Role.BACKBONE})
+    summary = "takes the positions of the packed tokens where upstream counts them along the row"
+    why = "a packed row starts over with every sequence"
+    cases = (
+        Case(
+            """
+class CaseModel:
+    def forward(self, input_ids=None, attention_mask=None, **kwargs):
+        position_ids = torch.arange(past_length, length + past_length, device=input_ids.device)
+        return self.embed_positions(input_ids, position_ids=position_ids)
+""",
+            "CaseModel.forward",
+            """
+    def forward(self, input_ids=None, attention_mask=None, **kwargs):
+        position_ids = own_positions(attention_mask, torch.arange(past_length, length + past_length, device=input_ids.device))
+        return self.embed_positions(input_ids, position_ids=position_ids)
+""",
+        ),
+        Case(
+            """
+class CaseModel:
+    def forward(self, input_ids=None, attention_mask=None, position_ids=None, **kwargs):
+        if position_ids is None:
+            position_ids = torch.arange(input_ids.shape[1])
+        return self.embed_positions(position_ids)
+""",
+            "CaseModel.forward",
+        ),
+    )
+
+    def match(self, site: Site) -> Match:
+        function = site.function
+        if IDS not in parameters(function):
+            return NotApplicable()
+        edits = []
+        for line in statements(function):
+            bound = assignment(line)
+            if bound is not None and code(bound[0]) == POSITIONS and _counts(bound[1]):
+                edits.append(Edit(bound[1], expression(f"{OWN}({packing_name(function)}, COUNTED)", COUNTED=bound[1])))
+        return Edits(edits, {OWN: "runtime.training.packing"}) if edits else NotApplicable()
+
+
+def _counts(value: cst.BaseExpression) -> bool:
+    """``torch.arange(...)``, plus a number or not: one-dimensional."""
+    if isinstance(value, cst.BinaryOperation) and isinstance(value.operator, cst.Add):
+        return _counts(value.left)
+    return isinstance(value, cst.Call) and dotted(value.func) == "torch.arange"
