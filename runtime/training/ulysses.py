@@ -11,6 +11,22 @@ then what its own tokens contribute, times a factor that depends on how the rank
 * ``"mean"`` (the default, for FSDP2 and DDP): the contribution times `size`. Averaging over the group gives the
   gradient of one process, and averaging over replicas times group gives the mean over the replicas.
 * ``"sum"``: the contribution itself, for a caller that adds the gradients of the group up by hand.
+
+With FSDP2, replicas times ranks::
+
+    mesh = init_device_mesh("cuda", (replicas, P), mesh_dim_names=("dp", "sp"))
+    MONKEY_PATCHER.apply_monkey_patch_to_instance(model, "rmpad")  # before it is wrapped
+    fully_shard(model, mesh=init_device_mesh("cuda", (replicas * P,)))
+    with sequence_parallel(mesh["sp"].get_group()):
+        loss = model(**batch).loss  # the same batch on the ranks of a replica
+    loss.backward()
+
+Where ``num_items_in_batch`` is given, it counts the targets of the batch once, not once per rank.
+
+What is shared and what is not: in training, logits and hidden states stay with the rank that computed them
+(``group.whole(states, total)`` gathers them); in evaluation, or with ``logits_layout``, every rank gets all logits.
+Refused: batches that differ between the ranks, head counts that cannot be shared out, attention that adds a mask
+itself, rotary frequencies chosen by a length that a rank does not see, losses that a model computes itself.
 """
 
 from __future__ import annotations
