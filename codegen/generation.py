@@ -51,8 +51,8 @@ class Tree:
     def newly_refused(self) -> list[tuple[str, Diagnostic]]:
         """Families that the last generation had and this one refuses, and those of damaged files; each with why."""
         entries = self.before.entries.values() if self.before is not None else ()
-        had = {f.model_type for e in entries for f in e.compiled.generated}
-        gone = [(f.model_type, d[0]) for c in self.compiled for f, d in c.refused if f.model_type in had]
+        had = {(e.compiled.target, f.model_type) for e in entries for f in e.compiled.generated}
+        gone = [(f.model_type, d[0]) for c in self.compiled for f, d in c.refused if (c.target, f.model_type) in had]
         hurt = [(f.model_type, d[0]) for c in self.damaged for f, d in c.refused if d[0].rule == SOURCE]
         return sorted({*gone, *hurt})
 

@@ -80,10 +80,10 @@ def _positions_counted_from_ids(function: cst.FunctionDef) -> cst.CSTNode | None
         return None
     for assign in find(function.body, cst.Assign):
         targets = [code(t.target) for t in assign.targets]
-        if targets == [POSITIONS] and isinstance(assign.value, cst.Call) and IDS in names(assign.value):
-            arguments = [code(a.value) for a in assign.value.args]
+        for call in find(assign.value, cst.Call) if targets == [POSITIONS] else ():
+            arguments = [code(a.value) for a in call.args]
             if IDS in arguments and any("padding_idx" in a or "pad_token" in a for a in arguments):
-                return assign.value
+                return call
     return None
 
 
@@ -107,6 +107,8 @@ def _unknown_reads(
             known.add(id(node.value))
         elif isinstance(node, cst.AssignTarget):
             known |= {id(n) for n in walk(node.target)}
+        elif isinstance(node, cst.If) and shapes_mask(node):
+            known |= {id(n) for n in walk(node)}
         elif isinstance(node, cst.If) and _never_runs_packed(node.test):
             known |= {id(n) for n in walk(node.body)}
     for read in reads(function.body, {MASK}):
@@ -117,6 +119,21 @@ def _unknown_reads(
                 (n for n in find(function.body, cst.SimpleStatementLine) if any(m is read for m in walk(n))), read
             )
             yield line
+
+
+def shapes_mask(branch: cst.If) -> bool:
+    """``if attention_mask is not None and <its dimensions>: attention_mask = attention_mask.view(...)`` and no more."""
+    lines = statements(branch)
+    bound = assignment(lines[0]) if len(lines) == 1 and branch.orelse is None else None
+    return (
+        isinstance(branch.test, cst.BooleanOperation)
+        and isinstance(branch.test.operator, cst.And)
+        and code(branch.test.left) == f"{MASK} is not None"
+        and code(branch.test.right).startswith((f"{MASK}.ndim", f"{MASK}.dim()"))
+        and bound is not None
+        and code(bound[0]) == MASK
+        and code(bound[1]).startswith(f"{MASK}.view(")
+    )
 
 
 def _factories(function: cst.FunctionDef) -> frozenset[str]:
@@ -141,7 +158,8 @@ def _after_rebinding(function: cst.FunctionDef) -> list[cst.Name]:
             and not (isinstance(assign.value.func, cst.Attribute) and code(assign.value.func.value) == MASK)
             for assign in find(line, cst.Assign)
         )
-        if made and not (isinstance(line, cst.If) and _never_runs_packed(line.test)):
+        conditional = isinstance(line, cst.If) and (_never_runs_packed(line.test) or shapes_mask(line))
+        if made and not conditional:
             return [read for later in body[position + 1 :] for read in reads(later, {MASK})]
     return []
 

@@ -7,6 +7,7 @@ from codegen.recognize.packable import unpackable
 from codegen.rules.rmpad.attention_dispatch import AttentionDispatch
 from codegen.rules.rmpad.auxiliary_loss import AuxiliaryLoss
 from codegen.rules.rmpad.counted_positions import CountedPositions
+from codegen.rules.rmpad.flat_mask import FlatMask
 from codegen.rules.rmpad.fused_loss import FusedLoss
 from codegen.rules.rmpad.gated_activation import GatedActivation
 from codegen.rules.rmpad.loss import Loss
@@ -30,6 +31,7 @@ RMPAD = Target(
         Step(PackedInput(), Expect.ONCE_PER_CLASS, Role.HEAD, feature=PACKING),
         # between ids and layers
         Step(CountedPositions(), feature=PACKING),
+        Step(FlatMask(), feature=PACKING),
         Step(MaskBuilder(), Expect.SOMEWHERE, feature=PACKING),
         Step(PackedOutput(), Expect.SOMEWHERE, feature=PACKING),
         # attention

@@ -29,7 +29,7 @@ from runtime.training.dense_masks import create_causal_mask
 from runtime.training.loss import aligned
 from runtime.training.monkey_patch import MONKEY_PATCHER
 from runtime.training.outputs import unpacked, with_packing
-from runtime.training.packing import no_cache, pack
+from runtime.training.packing import no_cache, own_positions, pack
 from runtime.training.patching import PatchReport, Variant, apply_variants, variants
 
 
@@ -37,6 +37,7 @@ class RmpadMvpDecoder(MvpDecoder):
     """MvpDecoder: runs on one row of valid tokens.
 
     * rmpad/packed-input: padding costs as much as text; from here on the batch is one row [1, T] and attention_mask says where each sequence lies
+    * rmpad/counted-positions: a packed row starts over with every sequence
     * rmpad/mask-builder: a packed row holds many sequences: no token may attend to another sequence's
     * rmpad/packed-output: who uses hidden states [1, T, hidden] alone (a loss, a pooler) needs to know which token is whose
     """
@@ -117,7 +118,7 @@ class RmpadMvpDecoder(MvpDecoder):
             )
 
         # embed positions
-        positions = self.embed_positions(input, past_key_values_length)
+        positions = self.embed_positions(input, past_key_values_length, position_ids=own_positions(packing, None))
 
         hidden_states = inputs_embeds + positions
         hidden_states = self.layernorm_embedding(hidden_states)

@@ -234,12 +234,12 @@ def no_cache(attention_mask: Any, past_key_values: Any, use_cache: bool | None) 
     return False
 
 
-def own_positions(packing: Any, counted: Tensor) -> Tensor:
+def own_positions(packing: Any, counted: Tensor | None) -> Tensor | None:
     """Positions of a row's tokens, for a model that counts them itself.
 
     Args:
         packing: the packing; without one the count is returned as it came.
-        counted: int64 ``[S]``, counted from the row's start.
+        counted: int64 ``[S]``, counted from the row's start, or None where a part of the model would count them.
     Returns:
         int64 ``[T]``, of this rank's tokens where the row is shared: as the caller gave them, or counted from the start
         of each segment.

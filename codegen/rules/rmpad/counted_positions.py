@@ -5,11 +5,23 @@ from __future__ import annotations
 import libcst as cst
 
 from codegen.ir import Role
+from codegen.recognize.calls import bound_to
 from codegen.rules.base import Case, Edit, Edits, Match, NotApplicable, Site
 from codegen.rules.rmpad.packed_input import IDS, POSITIONS, packing_name
-from codegen.syntax import assignment, code, dotted, expression, parameters, statements
+from codegen.syntax import (
+    assignment,
+    code,
+    dotted,
+    expression,
+    find,
+    parameters,
+    self_attribute,
+    statements,
+    with_keywords,
+)
 
 OWN = "own_positions"
+PAST = "past_key_values_length"
 
 
 class CountedPositions:
@@ -34,6 +46,24 @@ class CaseModel:
         ),
         Case(
             """
+class CasePositions:
+    def forward(self, input_ids, past_key_values_length=0, position_ids=None):
+        return position_ids
+
+class CaseModel:
+    def __init__(self, config):
+        self.embed_positions = CasePositions()
+    def forward(self, input_ids=None, attention_mask=None, **kwargs):
+        return self.embed_positions(input_ids, past_key_values_length=0)
+""",
+            "CaseModel.forward",
+            """
+    def forward(self, input_ids=None, attention_mask=None, **kwargs):
+        return self.embed_positions(input_ids, past_key_values_length=0, position_ids=own_positions(attention_mask, None))
+""",
+        ),
+        Case(
+            """
 class CaseModel:
     def forward(self, input_ids=None, attention_mask=None, position_ids=None, **kwargs):
         if position_ids is None:
@@ -53,7 +83,20 @@ class CaseModel:
             bound = assignment(line)
             if bound is not None and code(bound[0]) == POSITIONS and _counts(bound[1]):
                 edits.append(Edit(bound[1], expression(f"{OWN}({packing_name(function)}, COUNTED)", COUNTED=bound[1])))
+        for call in find(function.body, cst.Call):
+            if self._counts_inside(site, call):
+                edits.append(Edit(call, with_keywords(call, {POSITIONS: f"{OWN}({packing_name(function)}, None)"})))
         return Edits(edits, {OWN: "runtime.training.packing"}) if edits else NotApplicable()
+
+    def _counts_inside(self, site: Site, call: cst.Call) -> bool:
+        """``self.embed(..., past_key_values_length)`` of a part that would take positions and is given none."""
+        attribute = self_attribute(call.func)
+        for part in site.module.submodules(site.cls).get(attribute, ()) if attribute is not None else ():
+            forward = site.module.method(part, "forward")
+            given = bound_to(call, forward.node) if forward is not None else {}
+            if forward is not None and PAST in given and POSITIONS not in given:
+                return POSITIONS in parameters(forward.node)
+        return False
 
 
 def _counts(value: cst.BaseExpression) -> bool:

@@ -91,6 +91,18 @@ class CaseForCausalLM:
             """
 class CaseForCausalLM:
     def forward(self, x, attention_mask=None, labels=None):
+        logits = self.lm_head(x)
+        shift_labels = labels[..., 1:].contiguous()
+        loss = self.loss_function(logits[..., :-1, :], shift_labels, self.vocab_size)
+        return Output(loss=loss, logits=logits)
+""",
+            "CaseForCausalLM.forward",
+            refuses="after `labels[..., 1:]`",
+        ),
+        Case(
+            """
+class CaseForCausalLM:
+    def forward(self, x, attention_mask=None, labels=None):
         return self.score(x, labels)
 """,
             "CaseForCausalLM.forward",
@@ -120,6 +132,15 @@ class CaseForCausalLM:
                 used.add(ALIGNED)
         for subscript in find(function.body, cst.Subscript):
             if code(subscript) == f"{LABELS}[..., 1:]":
+                twice = [c for c in find(function.body, cst.Call) if dotted(c.func) == "self.loss_function"]
+                if twice:
+                    return site.refusal(
+                        self.id,
+                        twice[0],
+                        "labels shifted once, by the head or by its loss function",
+                        f"`{code(twice[0])}` after `{code(subscript)}`",
+                        "upstream's own loss is of the token after the next one",
+                    )
                 known.add(id(subscript.value))
                 edits.append(Edit(subscript.value, expression(f"{HEADLESS}({LABELS}, {packing})")))
                 used.add(HEADLESS)
