@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from runtime.verify.training.compare import loss_error
-from runtime.verify.training.sequences import Batch, padded_right, random_samples, unpadded
+from runtime.verify.training.sequences import Batch, padded_right, unpadded
 from runtime.verify.training.subject import Reference, Subject, gradients
 from runtime.verify.training.trial import Measured, NothingToCompareError, Trial, gradient
 
@@ -23,7 +23,7 @@ def has_router_loss(subject: Subject) -> bool:
 
 def router_loss_unpadded(trial: Trial) -> Iterator[Measured]:
     """The auxiliary loss, the whole loss and all gradients for rows of one length."""
-    yield from _compare(trial, unpadded(random_samples(_EQUAL, trial.subject.seed)))
+    yield from _compare(trial, unpadded(trial.subject.draw(_EQUAL, trial.subject.seed)))
 
 
 def router_loss(trial: Trial) -> Iterator[Measured]:

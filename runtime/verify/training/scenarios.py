@@ -10,9 +10,9 @@ from runtime.verify.training import sequences
 from runtime.verify.training.compare import logits_error
 from runtime.verify.training.isolation import changing
 from runtime.verify.training.router import has_router_loss, router_loss, router_loss_unpadded
-from runtime.verify.training.sequences import Batch, Sample, padded_left, padded_right, random_samples
+from runtime.verify.training.sequences import Batch, Sample, padded_left, padded_right
 from runtime.verify.training.steps import accumulation, training
-from runtime.verify.training.subject import Subject, alone, counted, reference
+from runtime.verify.training.subject import Subject, alone, counted, reference, whole_mask
 from runtime.verify.training.trial import Measured, NothingToCompareError, Scenario, Trial, numbers
 
 _EQUAL = (13, 13, 13)
@@ -43,7 +43,7 @@ def _left_with_positions(samples: Sequence[Sample]) -> Batch:
 
 def _without_mask(trial: Trial) -> Iterator[Measured]:
     """Rows of one length and no mask: each is a segment of its own."""
-    samples = random_samples(_EQUAL, trial.subject.seed)
+    samples = trial.subject.draw(_EQUAL, trial.subject.seed)
     expected = reference(trial.subject.original, samples)
     yield from numbers(trial, sequences.unpadded(samples), expected=expected)
 
@@ -91,16 +91,19 @@ def _embeddings(trial: Trial) -> Iterator[Measured]:
     samples = trial.subject.samples
     upstream = trial.subject.upstream()
     try:
-        expected = [
-            upstream(inputs_embeds=_embed(upstream, torch.tensor([s.tokens])), use_cache=False).logits[0]
-            for s in samples
-        ]
+        expected = [_from_embeddings(upstream, sample) for sample in samples]
     except Exception as failure:
         raise NothingToCompareError(f"upstream takes no embeddings: {type(failure).__name__}") from failure
     model, batch = trial.variant(), padded_right(samples)
     inputs = dict(batch.inputs)
     found = model(inputs_embeds=_embed(model, inputs.pop("input_ids")), **inputs)
-    yield Measured("logits", logits_error(trial.logits(batch, found), [one.float() for one in expected]))
+    yield Measured("logits", logits_error(trial.logits(batch, found), expected))
+
+
+def _from_embeddings(model: Any, sample: Sample) -> torch.Tensor:
+    ids = torch.tensor([sample.tokens])
+    logits = model(inputs_embeds=_embed(model, ids), use_cache=False, **whole_mask(model, ids)).logits
+    return torch.as_tensor(logits)[0].float()
 
 
 def _embed(model: Any, ids: torch.Tensor | int) -> torch.Tensor:

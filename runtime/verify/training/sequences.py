@@ -1,7 +1,7 @@
 """The sequences that models are trained on, and the forms in which the same sequences are handed over as a batch."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -22,18 +22,23 @@ PAD = 1
 
 @dataclass(frozen=True)
 class Sample:
-    """One sequence: tokens, and labels as long as them, where some are -100."""
+    """One sequence: tokens, and labels as long as them, where some are -100.
+
+    first: the first label that is a target. It is 1, as the first token is predicted by nothing, but for types that do
+    not shift labels, or do it twice.
+    """
 
     tokens: tuple[int, ...]
     labels: tuple[int, ...]
+    first: int = 1
 
     @property
     def targets(self) -> int:
-        """How many tokens of it are predicted and counted: the first is predicted by nothing."""
-        return sum(label != IGNORED for label in self.labels[1:])
+        """How many labels are predicted and counted."""
+        return sum(label != IGNORED for label in self.labels[self.first :])
 
 
-def random_samples(lengths: Sequence[int] = LENGTHS, seed: int = 0) -> tuple[Sample, ...]:
+def random_samples(lengths: Sequence[int] = LENGTHS, seed: int = 0, first: int = 1) -> tuple[Sample, ...]:
     """Samples of the given lengths; the same for the same seed.
 
     The first has a prompt without labels, the last one has them at its end only, and the shortest of more than one
@@ -43,7 +48,7 @@ def random_samples(lengths: Sequence[int] = LENGTHS, seed: int = 0) -> tuple[Sam
     rows = [
         tuple(torch.randint(FIRST_FREE_TOKEN, VOCAB, (length,), generator=generator).tolist()) for length in lengths
     ]
-    return tuple(Sample(row, _labels(row, index, len(rows))) for index, row in enumerate(rows))
+    return tuple(Sample(row, _labels(row, index, len(rows)), first) for index, row in enumerate(rows))
 
 
 def _labels(row: tuple[int, ...], index: int, count: int) -> tuple[int, ...]:
@@ -65,7 +70,7 @@ def replaced(samples: Sequence[Sample], index: int, seed: int) -> tuple[Sample, 
         a if a != b else FIRST_FREE_TOKEN + (b - FIRST_FREE_TOKEN + 1) % (VOCAB - FIRST_FREE_TOKEN)
         for a, b in zip(new.tokens, samples[index].tokens, strict=True)
     )
-    return (*samples[:index], Sample(tokens, samples[index].labels), *samples[index + 1 :])
+    return (*samples[:index], replace(samples[index], tokens=tokens), *samples[index + 1 :])
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from runtime.verify.training.compare import TRAINED, loss_error, tensors_error
-from runtime.verify.training.sequences import Sample, labelled_padding, padded_right, random_samples
+from runtime.verify.training.sequences import Sample, labelled_padding, padded_right
 from runtime.verify.training.subject import each_alone
 from runtime.verify.training.trial import Measured, NothingToCompareError, Trial, gradient
 
@@ -92,8 +92,8 @@ def _batches(trial: Trial, attempt: int) -> list[tuple[Sample, ...]]:
     lengths = [len(sample.tokens) for sample in first]
     seed = trial.subject.seed + 2 * attempt
     if attempt:
-        first = random_samples(lengths, seed)
-    return [first, random_samples(lengths[::-1], seed + 1)] * EPOCHS
+        first = trial.subject.draw(lengths, seed)
+    return [first, trial.subject.draw(lengths[::-1], seed + 1)] * EPOCHS
 
 
 def _trained(model: Any, step: _Step, batches: Iterable[Sequence[Sample]]) -> _Trained:

@@ -1,6 +1,7 @@
 """A case made concrete: a tiny upstream model without chance in it, sequences, and upstream's numbers for them."""
 
 import copy
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +12,9 @@ from torch import nn
 from runtime.verify import factory
 from runtime.verify.cases import Case
 from runtime.verify.reference import UpstreamFailsError
+from runtime.verify.sizes import FIRST_FREE_TOKEN
 from runtime.verify.subject import depends_on_length
-from runtime.verify.training.sequences import EQUAL_LENGTHS, LENGTHS, Sample, random_samples
+from runtime.verify.training.sequences import EQUAL_LENGTHS, IGNORED, LENGTHS, Sample, random_samples
 from runtime.verify.training.settings import settle, without_dropout
 
 
@@ -46,6 +48,10 @@ class Subject:
     training: bool
     by_length: bool
 
+    def draw(self, lengths: Sequence[int], seed: int) -> tuple[Sample, ...]:
+        """Other samples for this subject."""
+        return random_samples(lengths, seed, self.samples[0].first)
+
     def upstream(self) -> Any:
         """A new, unmodified upstream model with the same weights."""
         return copy.deepcopy(self.original)
@@ -63,10 +69,23 @@ def prepare(family: str, case: Case, seed: int = 0) -> Subject:
     config, model = factory.model_of(family, config, seed)
     without_dropout(model)
     by_length = depends_on_length(config)
-    samples = random_samples(EQUAL_LENGTHS if by_length else LENGTHS, seed)
-    training = is_deterministic(model.train(), samples[0])
+    lengths = EQUAL_LENGTHS if by_length else LENGTHS
+    training = is_deterministic(model.train(), random_samples(lengths, seed)[0])
     model.train(training)
+    samples = random_samples(lengths, seed, first_target(model))
     return Subject(family, case, seed, samples, model, reference(model, samples), training, by_length)
+
+
+@torch.no_grad()
+def first_target(model: nn.Module) -> int:
+    """The first label that upstream's loss counts: 1, or 0 where labels are not shifted, or 2 where they are twice."""
+    tokens = tuple(range(FIRST_FREE_TOKEN, FIRST_FREE_TOKEN + 4))
+    for first in range(len(tokens)):
+        labels = tuple(token if index == first else IGNORED for index, token in enumerate(tokens))
+        loss = alone(copy.deepcopy(model), Sample(tokens, labels)).loss
+        if bool(torch.isfinite(loss)) and float(loss) > 0.0:
+            return first
+    raise UpstreamFailsError("no label has an effect on upstream's loss")
 
 
 def is_deterministic(model: nn.Module, sample: Sample) -> bool:
@@ -92,10 +111,16 @@ def alone(model: nn.Module, sample: Sample, extra: Extra = nothing) -> Any:
     """Upstream's output for one sequence as a batch of its own; raises UpstreamFailsError."""
     ids, labels = torch.tensor([sample.tokens]), torch.tensor([sample.labels])
     try:
-        return model(input_ids=ids, labels=labels, use_cache=False, **extra(sample))
+        return model(input_ids=ids, labels=labels, use_cache=False, **whole_mask(model, ids), **extra(sample))
     except Exception as failure:
         message = " ".join(str(failure).split())[:300]
         raise UpstreamFailsError(f"forward: {type(failure).__name__}: {message}") from failure
+
+
+def whole_mask(model: nn.Module, ids: torch.Tensor) -> Mapping[str, torch.Tensor]:
+    """A mask without padding, for types that take one: without a mask some are not causal."""
+    takes_it = "attention_mask" in inspect.signature(model.forward).parameters
+    return {"attention_mask": torch.ones_like(ids)} if takes_it else {}
 
 
 def reference(model: nn.Module, samples: Sequence[Sample], extra: Extra = nothing) -> Reference:
