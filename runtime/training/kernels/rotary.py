@@ -44,7 +44,8 @@ def _rotate(
         return function(q, k, cos, sin, *args, **kwargs)
     width = rotated_width(function, q.dtype, cos.dtype, q.shape[-1], cos.shape[-1])
     if width is None:
-        kernels.not_used("rope", where, f"{function.__module__}.{function.__qualname__} does not rotate halves")
+        how = f"{q.dtype} heads of {q.shape[-1]} and {cos.dtype} rows of {cos.shape[-1]} as the kernel does"
+        kernels.not_used("rope", where, f"{function.__module__}.{function.__qualname__} does not rotate {how}")
     if width is None or not kernels.takes(q, k, cos, sin):
         return function(q, k, cos, sin, *args, **kwargs)
     if unsqueeze_dim == 2:

@@ -9,7 +9,7 @@ from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
 from transformers.models.mixtral.modeling_mixtral import MixtralExperts
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
 
-from runtime.training.kernels.experts import experts, mismatch
+from runtime.training.kernels.experts import KernelExperts, experts, mismatch
 
 HIDDEN, INNER, EXPERTS, TOKENS, CHOICES = 16, 8, 4, 5, 2
 MIXTRAL = {"hidden_size": HIDDEN, "intermediate_size": INNER, "num_local_experts": EXPERTS}
@@ -55,6 +55,16 @@ def test_bfloat16(weights, launches):
     module = make(*CASES["mixtral"], torch.bfloat16)
     assert error(*both(module, *routed(torch.bfloat16, weights))) <= 2e-2
     assert launches["_moe_bwd_down_proj_kernel"] == 1
+
+
+def test_in_front_of_upstreams_class(launches):
+    module, routing = make(*CASES["mixtral"]), routed()
+    expected = module(*routing)
+    module.__class__ = type("Variant", (KernelExperts, MixtralExperts), {})
+    assert error([module(*routing)], [expected]) <= 5e-6
+    assert launches["_fused_up_proj_swiglu_kernel"] == 1
+    assert torch.equal(feature(module)(*routing), expected)
+    assert launches["_fused_up_proj_swiglu_kernel"] == 1
 
 
 def test_an_index_past_the_last_expert_adds_nothing():

@@ -125,7 +125,8 @@ def test_what_is_never_used_is_reported_once(caplog):
     assert [record.getMessage() for record in caplog.records] == [
         "swiglu is switched on but not used for Module: GELU has no kernel",
         "rope is switched on but not used for Module: "
-        "transformers.models.nanochat.modeling_nanochat.apply_rotary_pos_emb does not rotate halves",
+        "transformers.models.nanochat.modeling_nanochat.apply_rotary_pos_emb does not rotate "
+        "torch.float32 heads of 4 and torch.float32 rows of 4 as the kernel does",
         "experts is switched on but not used for Module: no stacked gate_up_proj and down_proj",
         "fused_linear_cross_entropy is switched on but not used for Module: the head is a Identity, not a Linear",
     ]
