@@ -5,11 +5,9 @@ a family is imported when it is first asked for. What a user registers comes bef
 """
 
 import importlib
-import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, TypeVar, cast, overload
 from weakref import WeakKeyDictionary
@@ -19,11 +17,11 @@ from torch import nn
 from runtime.training import swapping
 from runtime.training.diagnostics import PatchError, call, listed, nearest, warn
 from runtime.training.features import KEYWORDS
+from runtime.training.patch_functions import Patch, Registered
 from runtime.training.patching import PatchReport, PatchReports, undo_everything, undo_model
 
 logger = logging.getLogger(__name__)
 
-Patch = Callable[..., Any]
 _Function = TypeVar("_Function", bound=Patch)
 
 _MODEL = "model"
@@ -47,35 +45,6 @@ class RefusedFamilyError(PatchError):
         self.reason = reason
 
 
-@dataclass(frozen=True)
-class _Registered:
-    """A patch function and what its signature takes.
-
-    Attributes:
-        names: parameters that can be passed by keyword.
-        takes_any: it has ``**kwargs``.
-    """
-
-    function: Patch
-    names: frozenset[str]
-    takes_any: bool
-
-    @classmethod
-    def of(cls, function: Patch) -> "_Registered":
-        if not callable(function):
-            raise TypeError(f"{function!r} is not callable and cannot be a patch")
-        parameters = inspect.signature(function).parameters.values()
-        named = {it.name for it in parameters if it.kind in (it.POSITIONAL_OR_KEYWORD, it.KEYWORD_ONLY)}
-        return cls(function, frozenset(named), any(it.kind is it.VAR_KEYWORD for it in parameters))
-
-    @property
-    def name(self) -> str:
-        return f"{getattr(self.function, '__module__', '')}.{getattr(self.function, '__qualname__', self.function)}"
-
-    def takes(self, keyword: str) -> bool:
-        return self.takes_any or keyword in self.names
-
-
 class MonkeyPatcher(Mapping[str, Mapping[str, Patch]]):
     """Registers and applies patches. ``MONKEY_PATCHER`` is the one that everybody uses.
 
@@ -91,8 +60,8 @@ class MonkeyPatcher(Mapping[str, Mapping[str, Patch]]):
     def __init__(self, index: str | None = None, strict: bool = False) -> None:
         self.strict = strict
         self._index_name = index
-        self._own: dict[str, dict[str, _Registered]] = {}
-        self._generated: dict[str, dict[str, _Registered]] = {}
+        self._own: dict[str, dict[str, Registered]] = {}
+        self._generated: dict[str, dict[str, Registered]] = {}
         self._silent_instances: WeakKeyDictionary[nn.Module, list[str]] = WeakKeyDictionary()
         self._silent_types: dict[str, list[str]] = {}
 
@@ -114,7 +83,7 @@ class MonkeyPatcher(Mapping[str, Mapping[str, Patch]]):
                 raise TypeError(f"register: {kind} has to be a name, found {given!r}")
 
         def decorate(function: _Function) -> _Function:
-            self._add(model_type, patch_type, _Registered.of(function))
+            self._add(model_type, patch_type, Registered.of(function))
             return function
 
         return decorate
@@ -221,7 +190,7 @@ class MonkeyPatcher(Mapping[str, Mapping[str, Patch]]):
 
     def __setitem__(self, model_type: str, patches: Mapping[str, Patch]) -> None:
         """Registers several patch types at once; they replace what was registered for the model type."""
-        made = {patch_type: _Registered.of(function) for patch_type, function in patches.items()}
+        made = {patch_type: Registered.of(function) for patch_type, function in patches.items()}
         self._own[model_type] = made
 
     def __delitem__(self, model_type: str) -> None:
@@ -256,7 +225,7 @@ class MonkeyPatcher(Mapping[str, Mapping[str, Patch]]):
 
     # -- registering
 
-    def _add(self, model_type: str, patch_type: str, new: _Registered) -> None:
+    def _add(self, model_type: str, patch_type: str, new: Registered) -> None:
         is_generated = new.name.startswith(f"{self._index_name}.")
         layer = self._generated if is_generated else self._own
         present = layer.setdefault(model_type, {}).get(patch_type)
@@ -269,7 +238,7 @@ class MonkeyPatcher(Mapping[str, Mapping[str, Patch]]):
             generated, own = (new, hidden) if is_generated else (hidden, new)
             self._warn_of_overwriting(model_type, patch_type, generated, own)
 
-    def _warn_of_overwriting(self, model_type: str, patch_type: str, old: _Registered, new: _Registered) -> None:
+    def _warn_of_overwriting(self, model_type: str, patch_type: str, old: Registered, new: Registered) -> None:
         message = f"patch {patch_type!r} of {model_type!r}: {old.name} is overwritten by {new.name}"
         with call(self.strict, ()):
             warn(logger, message)
@@ -292,7 +261,7 @@ class MonkeyPatcher(Mapping[str, Mapping[str, Patch]]):
             raise
         return cast(Mapping[str, str], getattr(index, attribute, {}))
 
-    def _of(self, model_type: str) -> dict[str, _Registered]:
+    def _of(self, model_type: str) -> dict[str, Registered]:
         """All patches of a type by patch type, the user's first; imports the generated family."""
         if model_type not in self._generated and model_type in self._families:
             module = self._families[model_type]
@@ -304,7 +273,7 @@ class MonkeyPatcher(Mapping[str, Mapping[str, Patch]]):
                 raise PatchError(f"{module} registers nothing for {model_type!r}, though the index says so")
         return {**self._generated.get(model_type, {}), **self._own.get(model_type, {})}
 
-    def _find(self, model_type: str, patch_types: Sequence[str]) -> list[_Registered]:
+    def _find(self, model_type: str, patch_types: Sequence[str]) -> list[Registered]:
         if not isinstance(model_type, str) or not model_type:
             raise PatchError(f"a model type is needed, found {model_type!r}")
         own = self._own.get(model_type, {})
@@ -360,7 +329,7 @@ class MonkeyPatcher(Mapping[str, Mapping[str, Patch]]):
                 raise
         return reports[0] if isinstance(patch_type, str) else reports
 
-    def _run(self, model_type: str, patch_type: str, patch: _Registered, kwargs: dict[str, Any]) -> PatchReport:
+    def _run(self, model_type: str, patch_type: str, patch: Registered, kwargs: dict[str, Any]) -> PatchReport:
         taken = {keyword: value for keyword, value in kwargs.items() if patch.takes(keyword)}
         logger.info(
             "patch %r of %r: %s(%s)",
@@ -376,7 +345,7 @@ class MonkeyPatcher(Mapping[str, Mapping[str, Patch]]):
         report.model_type, report.patch_type = model_type, patch_type
         return report
 
-    def _check_keywords(self, patches: Sequence[_Registered], kwargs: Mapping[str, Any]) -> None:
+    def _check_keywords(self, patches: Sequence[Registered], kwargs: Mapping[str, Any]) -> None:
         known = {_MODEL, *KEYWORDS}
         for layer in (self._own, self._generated):
             known |= {name for registered in layer.values() for patch in registered.values() for name in patch.names}

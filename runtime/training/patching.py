@@ -5,168 +5,34 @@ constructor of each upstream class is followed by the swap. A model that exists 
 a teacher stays as it is. Only exact classes match.
 """
 
-import functools
-import gc
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Any, Literal, cast
+from typing import Literal
 from weakref import ref
 
 from torch import nn
-from transformers.modeling_utils import PreTrainedModel
 
 from runtime.training import kernels, swapping
+from runtime.training.constructors import Order, check_outer, check_same, hook_of, hooks, living, watch_outer_models
 from runtime.training.diagnostics import PatchError, asked, warn
-from runtime.training.features import KERNELS, KEYWORDS, RMPAD, active
+from runtime.training.features import KERNELS, KEYWORDS, RMPAD
+from runtime.training.reports import PatchReport, PatchReports, Touched
+from runtime.training.variant import Variant, variants
+
+__all__ = [
+    "PatchReport",
+    "PatchReports",
+    "Touched",
+    "Variant",
+    "apply_variants",
+    "undo_everything",
+    "undo_model",
+    "variants",
+]
 
 logger = logging.getLogger(__name__)
-
-
-class Variant:
-    """What replaces an upstream class, and the features for which it is needed.
-
-    Args:
-        cls: a subclass of upstream's class, or a class of the runtime that has the same attributes. Its constructor
-            never runs.
-        features: the class is swapped in when one of them is asked for.
-    Raises:
-        TypeError: no module class, or no features.
-    """
-
-    def __init__(self, cls: type[nn.Module], *features: str) -> None:
-        if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
-            raise TypeError(f"Variant: {cls!r} is not a torch.nn.Module class")
-        if not features:
-            raise TypeError(f"Variant: {cls.__qualname__} has no features, it would never be swapped in")
-        self.cls = cls
-        self.features = frozenset(features)
-
-    def __repr__(self) -> str:
-        return f"Variant({self.cls.__module__}.{self.cls.__qualname__}, {', '.join(sorted(self.features))})"
-
-
-def variants(table: Mapping[type[nn.Module], Variant]) -> dict[type[nn.Module], Variant]:
-    """The table, with each variant made to pass for the upstream class that it replaces.
-
-    Args:
-        table: upstream's class -> what replaces it. A variant that is no subclass of upstream's class may stand in any
-            number of tables; one that is, belongs to that class and takes its name.
-    Raises:
-        TypeError: a key is no module class, or a variant replaces another class already.
-    """
-    made = {}
-    for upstream, variant in table.items():
-        if not (isinstance(upstream, type) and issubclass(upstream, nn.Module)):
-            raise TypeError(f"variants: {upstream!r} is not a torch.nn.Module class")
-        made[upstream] = Variant(swapping.specialised(upstream, variant.cls), *variant.features)
-    return made
-
-
-@dataclass(frozen=True)
-class Touched:
-    """What happened to the modules of one upstream class.
-
-    Attributes:
-        modules: how many were swapped.
-        features: what was switched on for them, sorted.
-    """
-
-    modules: int
-    features: tuple[str, ...]
-
-
-class PatchReport:
-    """What one application of a patch did. As a context manager it takes the patch back at the end.
-
-    Attributes:
-        scope: ``instance``: a model; ``class``: whatever is built until ``undo``; ``unknown``: the patch function did
-            not say what it did.
-        not_applied: feature that was asked for -> why nothing was done about it.
-        model_type, patch_type: under which it was registered; None when the patch function was called directly.
-    """
-
-    def __init__(
-        self,
-        scope: Literal["instance", "class", "unknown"],
-        touched: Callable[[], dict[str, Touched]],
-        not_applied: Mapping[str, str],
-        take_back: Callable[[], None] | None,
-    ) -> None:
-        self.scope = scope
-        self.not_applied = dict(not_applied)
-        self.model_type: str | None = None
-        self.patch_type: str | None = None
-        self._touched = touched
-        self._take_back = take_back
-
-    @property
-    def touched(self) -> dict[str, Touched]:
-        """Upstream class -> modules and features. For scope ``class`` the modules built since, those alive."""
-        return self._touched()
-
-    @property
-    def undoable(self) -> bool:
-        return self._take_back is not None
-
-    def undo(self) -> None:
-        """Takes this application back; others on the same modules stay. A second call does nothing.
-
-        Raises:
-            PatchError: the patch function did not say what it did; or a module is inside ``generation``.
-        """
-        if self._take_back is None:
-            raise PatchError(f"{self._name} cannot be undone: the patch function returned no PatchReport")
-        self._take_back()
-
-    def __enter__(self) -> "PatchReport":
-        if self._take_back is None:
-            raise PatchError(f"{self._name} cannot be a context: the patch function returned no PatchReport")
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.undo()
-
-    @property
-    def _name(self) -> str:
-        return "a patch" if self.model_type is None else f"patch {self.patch_type!r} of {self.model_type!r}"
-
-    def __str__(self) -> str:
-        done = [f"{name} x{it.modules} ({', '.join(it.features)})" for name, it in self.touched.items()]
-        alike: dict[str, list[str]] = {}
-        for feature, reason in sorted(self.not_applied.items()):
-            alike.setdefault(reason, []).append(feature)
-        left = [f"{', '.join(features)} not applied: {reason}" for reason, features in alike.items()]
-        return f"{self._name} [{self.scope}]: " + "; ".join([*(done or ["nothing touched"]), *left])
-
-    __repr__ = __str__
-
-
-class PatchReports(list[PatchReport]):
-    """The reports of several patches, in the order of application; undone together, the last first."""
-
-    def undo(self) -> None:
-        """Takes all of them back.
-
-        Raises:
-            PatchError: one cannot be undone; those after it were.
-        """
-        for report in reversed(self):
-            report.undo()
-
-    def __enter__(self) -> "PatchReports":
-        for report in self:
-            report.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.undo()
 
 
 def apply_variants(
@@ -220,7 +86,7 @@ def undo_model(model: nn.Module) -> int:
 
 def undo_everything() -> None:
     """Takes every patch of every living model back, and those of what is built from now on."""
-    for hook in list(_hooks.values()):
+    for hook in list(hooks.values()):
         hook.orders.clear()
         hook.remove_if_idle()
     for module in list(swapping.swapped):
@@ -298,11 +164,11 @@ class _Application:
     def follow_constructors(self, table: Mapping[type[nn.Module], Variant], missing: dict[str, str]) -> None:
         chosen = {upstream: it for upstream, it in table.items() if it.features & self.features}
         for upstream, variant in chosen.items():
-            if upstream in _hooks:
-                for order in _hooks[upstream].orders:
-                    _check_same(upstream, order.variant.cls, variant)
+            if upstream in hooks:
+                for order in hooks[upstream].orders:
+                    check_same(upstream, order.variant.cls, variant)
         self._check_untouched(frozenset().union(*(it.features & self.features for it in chosen.values())), missing)
-        present = _living(chosen)
+        present = living(chosen)
         if present:
             counts = ", ".join(f"{name} x{count}" for name, count in present.items())
             warn(
@@ -312,8 +178,8 @@ class _Application:
             )
         for upstream, variant in chosen.items():
             self.ordered[upstream] = variant.features & self.features
-            _hook(upstream).orders.append(_Order(self, variant, self.ordered[upstream]))
-        _watch_outer_models()
+            hook_of(upstream).orders.append(Order(self, self.claim, variant, self.ordered[upstream]))
+        watch_outer_models()
 
     def claim(self, module: nn.Module, variant: Variant, features: frozenset[str]) -> None:
         entry = swapping.Entry(features)
@@ -331,7 +197,7 @@ class _Application:
             if (module := reference()) is not None:
                 swapping.refuse_suspended(module)
         for upstream in self.ordered:
-            if (hook := _hooks.get(upstream)) is not None:
+            if (hook := hooks.get(upstream)) is not None:
                 hook.orders[:] = [order for order in hook.orders if order.application is not self]
                 hook.remove_if_idle()
         for reference, _, entry in reversed(self.claims):
@@ -376,121 +242,16 @@ class _Application:
         packing = {module for module, (_, features) in plan.items() if RMPAD in features}
         for outer in model.modules():
             if outer not in packing:
-                _check_outer(outer, packing)
-
-
-def _check_outer(outer: nn.Module, packing: Set[nn.Module]) -> None:
-    """Every model around one that packs has to know that rows are packed."""
-    if not isinstance(outer, PreTrainedModel) or active(outer, RMPAD):
-        return
-    if any(module in packing or active(module, RMPAD) for module in outer.modules()):
-        raise PatchError(
-            f"padding cannot be removed: {type(outer).__name__} has no variant and would misread packed rows"
-        )
+                check_outer(outer, packing)
 
 
 def _check_free(name: str, module: nn.Module, variant: Variant) -> None:
     swapping.refuse_suspended(module)
     current = swapping.plain_class(module)
     if swapping.entries(module):
-        _check_same(swapping.upstream_class(module), current, variant)
+        check_same(swapping.upstream_class(module), current, variant)
     elif "forward" in vars(module):
         raise PatchError(
             f"{name or 'the model'} ({current.__name__}) has a forward of its own, set on the instance (by a hook or "
             "another patch), which would hide the variant's; apply the patch before whatever set it"
         )
-
-
-def _check_same(upstream: type[nn.Module], present: type[nn.Module], new: Variant) -> None:
-    if present is not new.cls:
-        raise PatchError(
-            f"{upstream.__name__} is replaced by a class of {present.__module__} already and cannot be replaced by "
-            f"{new!r}; undo that first"
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class _Order:
-    application: _Application
-    variant: Variant
-    features: frozenset[str]
-
-
-class _Hook:
-    """Follows the constructor of one class: what it builds, of exactly that class, is swapped as ordered."""
-
-    def __init__(self, upstream: type[nn.Module]) -> None:
-        self.upstream = upstream
-        self.orders: list[_Order] = []
-        self._own = cast(Callable[..., None] | None, vars(upstream).get("__init__"))
-        original = cast(Callable[..., None], upstream.__init__)
-
-        @functools.wraps(original)
-        def __init__(module: Any, *args: Any, **kwargs: Any) -> None:
-            original(module, *args, **kwargs)
-            if type(module) is upstream:
-                for order in self.orders:
-                    order.application.claim(module, order.variant, order.features)
-            elif type(module) not in _hooks and any(RMPAD in order.features for order in self.orders):
-                raise PatchError(
-                    f"padding cannot be removed: {type(module).__qualname__} derives from {upstream.__name__}, and "
-                    "only exact classes are replaced; register a variant for that class, or patch only the instances "
-                    "that you mean"
-                )
-
-        self._installed = __init__
-        setattr(upstream, "__init__", __init__)  # noqa: B010
-
-    def remove_if_idle(self) -> None:
-        _watch_outer_models()
-        if self.orders:
-            return
-        if vars(self.upstream).get("__init__") is not self._installed:
-            # Somebody wrapped it since; it does nothing without orders, and serves the next one.
-            return
-        if self._own is None:
-            delattr(self.upstream, "__init__")
-        else:
-            setattr(self.upstream, "__init__", self._own)  # noqa: B010
-        _hooks.pop(self.upstream, None)
-
-
-_hooks: dict[type[nn.Module], _Hook] = {}
-
-
-def _hook(upstream: type[nn.Module]) -> _Hook:
-    if upstream not in _hooks:
-        _hooks[upstream] = _Hook(upstream)
-    return _hooks[upstream]
-
-
-def _watch_outer_models() -> None:
-    """While models are built whose padding is removed: refuses those around them that know nothing of it."""
-    needed = any(RMPAD in order.features for hook in _hooks.values() for order in hook.orders)
-    if needed and PreTrainedModel.post_init is _post_init:
-        PreTrainedModel.post_init = _watching_post_init
-    elif not needed and PreTrainedModel.post_init is _watching_post_init:
-        PreTrainedModel.post_init = _post_init
-
-
-_post_init: Callable[[Any], None] = PreTrainedModel.post_init
-
-
-@functools.wraps(_post_init)
-def _watching_post_init(model: Any) -> None:
-    _post_init(model)
-    if type(model) not in _hooks:
-        _check_outer(model, frozenset())
-
-
-def _living(classes: Iterable[type[nn.Module]]) -> dict[str, int]:
-    """How many modules of exactly these classes exist, by class name."""
-    chosen = list(classes)
-
-    def count() -> Counter[type]:
-        return Counter(type(found) for found in gc.get_referrers(*chosen) if type(found) in set(chosen))
-
-    if chosen and count():
-        gc.collect()
-        return {cls.__name__: number for cls, number in count().items()}
-    return {}

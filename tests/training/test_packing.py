@@ -401,7 +401,7 @@ def test_nothing_is_read_where_nothing_was_given() -> None:
 
 def test_one_transfer_however_many_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
     """`_to_host` is the only way from the device; on the CPU it copies nothing, so the device is played."""
-    from runtime.training import packing as module
+    from runtime.training import segments as module
 
     class Away(Tensor):
         transfers = 0
