@@ -42,7 +42,7 @@ from runtime.training.kernels.rotary import rotary
 from runtime.training.loss import cross_entropy_for, shifted
 from runtime.training.masks import create_causal_mask
 from runtime.training.monkey_patch import MONKEY_PATCHER
-from runtime.training.outputs import auxiliary_mask, unpacked, with_packing
+from runtime.training.outputs import of_all_tokens, unpacked, with_packing
 from runtime.training.packing import no_cache, pack
 from runtime.training.patching import PatchReport, Variant, apply_variants, variants
 
@@ -186,7 +186,7 @@ class RmpadDbrxForCausalLM(DbrxForCausalLM):
     """DbrxForCausalLM: packs what comes in, takes the loss inside each sequence.
 
     * rmpad/packed-input: padding costs as much as text; from here on the batch is one row [1, T] and attention_mask says where each sequence lies
-    * rmpad/auxiliary-loss: router logits are those of packed tokens, and every packed token is real
+    * rmpad/auxiliary-loss: router logits are those of packed tokens, every packed token is real, and ranks may share them
     * rmpad/loss: in a packed row the next token may be another sequence's: it is no target
     * rmpad/fused-loss: logits of all tokens are the largest tensor of a step, and the loss needs them one block at a time
     * rmpad/unpacked-logits: evaluation compares logits with padded labels; a training step has no use for logits of padding
@@ -242,11 +242,11 @@ class RmpadDbrxForCausalLM(DbrxForCausalLM):
 
         aux_loss = None
         if output_router_logits:
-            aux_loss = load_balancing_loss_func(
+            aux_loss = of_all_tokens(load_balancing_loss_func, attention_mask)(
                 outputs.router_logits,
                 self.num_experts,
                 self.num_experts_per_tok,
-                auxiliary_mask(attention_mask),
+                attention_mask,
             )
             if labels is not None:
                 loss += self.router_aux_loss_coef * aux_loss.to(loss.device)  # make sure to reside in the same device

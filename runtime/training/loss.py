@@ -97,10 +97,11 @@ def without_first(labels: Tensor, packing: Any) -> Tensor:
 def cross_entropy_for(module: nn.Module) -> Callable[..., Tensor]:
     """The loss function of a model: its own, or Liger's with the same arguments where ``cross_entropy`` is active.
 
+    Liger's stands for upstream's ``ForCausalLMLoss`` alone: a model with another loss function keeps it.
     Where ranks share a row (``ranks``, see :func:`shifted`), it is the loss of the whole row, the same on every rank.
     """
     function: Any = module.loss_function
-    if active(module, "cross_entropy"):
+    if active(module, "cross_entropy") and function is ForCausalLMLoss:
         from runtime.training.kernels.loss import liger_cross_entropy
 
         function = liger_cross_entropy

@@ -117,16 +117,3 @@ def _of_all_tokens(value: Any, packing: Packing) -> Any:
         if part.shape[0] != rows:
             raise ValueError(f"sequence parallelism: router logits are {list(part.shape)}, this rank has {rows} tokens")
     return tuple(ranks.whole(part, packing.total, dim=0) for part in value)
-
-
-def auxiliary_mask(attention_mask: Any) -> Any:
-    """The mask that an auxiliary loss over all tokens may use: none for a packing, where every token is real.
-
-    Raises:
-        NotImplementedError: ranks share the row: the loss is not the sum of what it is of each rank's tokens.
-    """
-    if not isinstance(attention_mask, Packing):
-        return attention_mask
-    if attention_mask.group is not None:
-        raise NotImplementedError("sequence parallelism with an auxiliary loss: set output_router_logits to False")
-    return None

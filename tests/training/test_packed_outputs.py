@@ -13,7 +13,7 @@ from transformers.modeling_outputs import (
     MoeModelOutputWithPast,
 )
 
-from runtime.training.outputs import auxiliary_mask, unpacked, with_packing
+from runtime.training.outputs import of_all_tokens, unpacked, with_packing
 from runtime.training.packing import Packing, pack
 
 MASK = torch.tensor([[0, 1, 1, 1], [0, 0, 0, 0], [1, 1, 0, 0]])
@@ -101,4 +101,8 @@ def test_what_is_not_packed_returns_as_it_came() -> None:
 
 
 def test_an_auxiliary_loss_counts_every_packed_token() -> None:
-    assert auxiliary_mask(packing_of()) is None and auxiliary_mask(MASK) is MASK and auxiliary_mask(None) is None
+    def mask_of(attention_mask: object) -> object:
+        return attention_mask
+
+    for attention_mask, seen in ((packing_of(), None), (MASK, MASK), (None, None)):
+        assert of_all_tokens(mask_of, attention_mask)(attention_mask) is seen

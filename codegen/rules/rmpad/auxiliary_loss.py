@@ -10,14 +10,14 @@ from codegen.rules.rmpad.packed_input import packing_name
 from codegen.syntax import code, expression, find
 
 MASK = "attention_mask"
-WRAP = "auxiliary_mask"
+WHOLE = "of_all_tokens"
 
 
 class AuxiliaryLoss:
     id = "rmpad/auxiliary-loss"
     roles = frozenset({Role.HEAD})
-    summary = "gives functions of the file that take the padding mask none where the batch is packed"
-    why = "router logits are those of packed tokens, and every packed token is real"
+    summary = "computes losses of router logits over all packed tokens, without a padding mask"
+    why = "router logits are those of packed tokens, every packed token is real, and ranks may share them"
     cases = (
         Case(
             """
@@ -31,7 +31,7 @@ class CaseForCausalLM:
             "CaseForCausalLM.forward",
             """
     def forward(self, x, attention_mask=None):
-        return balance(x, auxiliary_mask(attention_mask))
+        return of_all_tokens(balance, attention_mask)(x, attention_mask)
 """,
         ),
         Case(
@@ -46,10 +46,12 @@ class CaseForCausalLM:
 
     def match(self, site: Site) -> Match:
         function = site.function
-        edits = []
-        for call in find(function.body, cst.Call):
-            if isinstance(call.func, cst.Name) and call.func.value in site.module.functions:
-                for argument in call.args:
-                    if code(argument.value) == MASK:
-                        edits.append(Edit(argument.value, expression(f"{WRAP}({packing_name(function)})")))
-        return Edits(edits, {WRAP: "runtime.training.outputs"}) if edits else NotApplicable()
+        packing = packing_name(function)
+        edits = [
+            Edit(call.func, expression(f"{WHOLE}(FUNCTION, {packing})", FUNCTION=call.func))
+            for call in find(function.body, cst.Call)
+            if isinstance(call.func, cst.Name)
+            and call.func.value in site.module.functions
+            and any(code(argument.value) == MASK for argument in call.args)
+        ]
+        return Edits(edits, {WHOLE: "runtime.training.outputs"}) if edits else NotApplicable()
