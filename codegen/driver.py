@@ -23,6 +23,7 @@ from codegen.source import Release
 from codegen.targets import TARGETS
 from codegen.targets.base import Target
 from codegen.upstream import UpstreamModule
+from codegen.verify import checked_text
 
 MASK_BUILDERS = "masking_utils.py"
 CAUSAL = "is_causal"
@@ -161,7 +162,7 @@ def compile_text(
         return Compiled(path, target_name, (), tuple(refused))
     try:
         emitted = _together(module, accepted, alone, target)
-        rendered = render(emitted, *shared_functions(emitted))
+        rendered = checked_text(path, render(emitted, *shared_functions(emitted)))
     except Refused as error:
         return Compiled(path, target_name, (), (*refused, *((f, error.diagnostics) for f in accepted)))
     return Compiled(
