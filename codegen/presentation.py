@@ -120,35 +120,53 @@ def show_inspection(facts: Inspection) -> None:
 
 
 def show_explanations(found: Sequence[Explanation]) -> None:
+    from codegen.review import changed
+
     if not found:
         say("no rule made this line: it is an import, a docstring or layout of the emitter")
     for one in found:
         say(f"{one.rule}: {one.why}\n  from {one.upstream}")
         if one.before != one.after:
-            for line in one.before.splitlines():
+            before, after = changed(one.before, one.after)
+            for line in before:
                 OUT.print(escape(f"  - {line}"), style="red")
-            for line in one.after.splitlines():
+            for line in after:
                 OUT.print(escape(f"  + {line}"), style="green")
 
 
 def show_coverage(rows: Mapping[str, Sequence[Row]]) -> None:
+    """What was measured, then why the others have no variant: two tables that fit into 80 columns."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
+    def table(title: str, numbers: Sequence[str], words: Sequence[str]) -> Table:
+        grid = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+        grid.add_column("type", no_wrap=True)
+        for column in numbers:
+            grid.add_column(column, no_wrap=True)
+        for column in words:
+            grid.add_column(column, overflow="fold")
+        return grid
+
     for target, listed in rows.items():
-        table = Table(title=target)
-        for column in ("type", "state", "cases", "torch error", "ORT error", "note"):
-            table.add_column(column, overflow="fold")
+        measured = table(target, ("state", "cases", "torch error", "ORT error"), ())
+        refused = table(f"{target}: refused", (), ("by", "found"))
+        notes = table(f"{target}: notes", (), ("note",))
         for row in listed:
+            if row.diagnostics:
+                refused.add_row(row.family, row.diagnostics[0].rule, escape(" ".join(row.diagnostics[0].found.split())))
+                continue
             record = row.record
-            numbers = (
-                ["", "", ""]
-                if record is None
-                else [str(record.cases), *("" if e is None else f"{e:.1e}" for e in (record.kv, record.ort))]
-            )
-            table.add_row(row.family, row.state.value, *numbers, escape(row.note))
-        OUT.print(table)
+            errors = () if record is None else ("" if e is None else f"{e:.1e}" for e in (record.kv, record.ort))
+            measured.add_row(row.family, row.state.value, "" if record is None else str(record.cases), *errors)
+            if row.note:
+                notes.add_row(row.family, escape(row.note))
+        for grid in (measured, notes, refused):
+            if grid.row_count:
+                OUT.print(grid)
         states = [row.state.value for row in listed]
         say(", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states)))
+    say("with places and remedies: regraft coverage --json, regraft inspect TYPE")
 
 
 def show_rules(found: Sequence[RuleFacts], in_full: bool) -> None:

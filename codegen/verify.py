@@ -19,7 +19,9 @@ OVERRIDE = "verify/override"
 SIGNATURE = "verify/signature"
 SYNTAX = "verify/syntax"
 
-_REPORT = "this is an error of a rule, not of upstream's file; `regraft inspect` names the rules that changed the method"
+_REPORT = (
+    "this is an error of a rule, not of upstream's file; `regraft inspect` names the rules that changed the method"
+)
 
 Derived = tuple[str, cst.FunctionDef]
 """``Class.method`` or ``function`` as upstream names it, and the node that takes its place."""

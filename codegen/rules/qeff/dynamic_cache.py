@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import libcst as cst
 
 from codegen.ir import Role
 from codegen.rules.base import Case, Edit, Edits, Match, NotApplicable, Site
-from codegen.syntax import Replacement, assignment, code, dotted, every_statement, find, names, statement, statements, walk
+from codegen.syntax import (
+    Replacement,
+    assignment,
+    code,
+    dotted,
+    every_statement,
+    expression,
+    find,
+    names,
+    statement,
+    statements,
+    walk,
+)
 
 CACHE = "past_key_values"
 
@@ -77,6 +91,23 @@ class CaseModel:
             "CaseModel.forward",
             refuses="if self.training",
         ),
+        Case(
+            """
+class CaseModel:
+    def forward(self, x, past_key_values=None, use_cache=None):
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache()
+        x = self.layer(x, past_key_values=past_key_values if use_cache else None)
+        return Output(x, past_key_values=past_key_values if use_cache else None)
+""",
+            "CaseModel.forward",
+            """
+    def forward(self, x, past_key_values=None, use_cache=None):
+        past_key_values = QEffDynamicCache.from_legacy_cache(past_key_values)
+        x = self.layer(x, past_key_values=past_key_values)
+        return Output(x, past_key_values=past_key_values if use_cache else None)
+""",
+        ),
         Case("class CaseModel:\n    def forward(self, x):\n        return x\n", "CaseModel.forward"),
     )
 
@@ -107,7 +138,10 @@ class CaseModel:
                         f"if {code(around[0].test)}",
                         "teach rules/qeff/dynamic_cache.py when the caller's buffers come here",
                     )
-        return Edits(edits, {"QEffDynamicCache": "runtime.qeff.cache"}) if edits else NotApplicable()
+        if not edits:
+            return NotApplicable()
+        edits += [Edit(argument, expression(CACHE)) for argument in _withheld(site.function.body)]
+        return Edits(edits, {"QEffDynamicCache": "runtime.qeff.cache"})
 
 
 def _makes_cache(branch: cst.If) -> bool:
@@ -117,6 +151,15 @@ def _makes_cache(branch: cst.If) -> bool:
         and any((dotted(c.func) or "").endswith("Cache") for c in find(bound[1], cst.Call))
         for line in every_statement(branch.body)
     ) and CACHE in names(branch.test)
+
+
+def _withheld(body: cst.CSTNode) -> Iterator[cst.IfExp]:
+    """Where a submodule gets the cache only ``if use_cache``. What is returned is another rule's."""
+    returned = {id(node) for line in find(body, cst.Return) for node in walk(line)}
+    for call in find(body, cst.Call):
+        for given in (arg.value for arg in call.args if id(call) not in returned):
+            if isinstance(given, cst.IfExp) and names(given) == {CACHE, "use_cache", "None"}:
+                yield given
 
 
 def _branches_around(body: cst.CSTNode, line: cst.If) -> list[cst.If]:
