@@ -49,11 +49,11 @@ class CaseModel:
 
     def match(self, site: Site) -> Match:
         edits: list[Edit] = []
-        for line in find(site.function.body, cst.SimpleStatementLine):
-            bound = assignment(line)
+        for statement in find(site.function.body, cst.SimpleStatementLine):
+            bound = assignment(statement)
             if bound is not None and dotted(bound[0]) == CACHE and isinstance(bound[1], cst.IfExp):
                 if names(bound[1]) == {CACHE, "use_cache", "None"}:
-                    edits.append(Edit(line, cst.RemoveFromParent()))
+                    edits.append(Edit(statement, cst.RemoveFromParent()))
         for line in find(site.function.body, cst.Return):
             if isinstance(line.value, cst.Call):
                 given = arguments(line.value).get(CACHE)
