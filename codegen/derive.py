@@ -14,7 +14,7 @@ from codegen.rules.base import Edits, NotApplicable, Refusal, Rule, Site, rewrit
 from codegen.syntax import Replacement, code, names
 from codegen.targets.base import Expect, Target
 from codegen.upstream import UpstreamModule
-from codegen.verify import leftovers
+from codegen.verify import problems
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def derive(module: UpstreamModule, family: FamilyIR, target: Target) -> EmittedM
     emitted.functions = [DerivedFunction(node, tuple(rules)) for node, rules in functions.values() if rules]
     diagnostics += [problem for check in target.checks for problem in check(module, family)]
     diagnostics += _unmet(module, family, target, applied)
-    diagnostics += leftovers(module, _derived(emitted), target.gone)
+    diagnostics += problems(module, _derived(emitted), target.gone)
     if diagnostics:
         raise Refused(*dict.fromkeys(diagnostics))
     emitted.methods_read = list(dict.fromkeys(emitted.methods_read))

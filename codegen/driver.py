@@ -24,6 +24,7 @@ from codegen.source import Release
 from codegen.targets import TARGETS
 from codegen.targets.base import Target
 from codegen.upstream import UpstreamModule
+from codegen.verify import checked_text
 
 MASK_BUILDERS = "masking_utils.py"
 CAUSAL = "is_causal"
@@ -203,7 +204,7 @@ def _compile(facts: _Facts, families: tuple[Family, ...], target: Target, helper
         return Compiled(path, target_name, (), tuple(refused))
     try:
         emitted = _together(facts, accepted, alone, target)
-        rendered = render(emitted, *shared_functions(emitted))
+        rendered = checked_text(path, render(emitted, *shared_functions(emitted)))
     except Refused as error:
         return Compiled(path, target_name, (), (*refused, *((f, error.diagnostics) for f in accepted)))
     return Compiled(

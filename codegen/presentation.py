@@ -120,32 +120,54 @@ def show_inspection(facts: Inspection) -> None:
 
 
 def show_explanations(found: Sequence[Explanation]) -> None:
+    from codegen.review import changed
+
     if not found:
         say("no rule made this line: it is an import, a docstring or layout of the emitter")
     for one in found:
         say(f"{one.rule}: {one.why}\n  from {one.upstream}")
         if one.before != one.after:
-            for line in one.before.splitlines():
+            before, after = changed(one.before, one.after)
+            for line in before:
                 OUT.print(escape(f"  - {line}"), style="red")
-            for line in one.after.splitlines():
+            for line in after:
                 OUT.print(escape(f"  + {line}"), style="green")
 
 
 def show_coverage(rows: Mapping[str, Sequence[Row]]) -> None:
+    """What was measured, then why the others have no variant: two tables that fit into 80 columns."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     from codegen.emit.coverage import numbers
     from codegen.emit.verified import ERRORS
 
+    def table(title: str, numbers: Sequence[str], words: Sequence[str]) -> Table:
+        grid = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+        grid.add_column("type", no_wrap=True)
+        for column in numbers:
+            grid.add_column(column, no_wrap=True)
+        for column in words:
+            grid.add_column(column, overflow="fold")
+        return grid
+
     for target, listed in rows.items():
-        table = Table(title=target)
-        for column in ("type", "state", "cases", *ERRORS[target].titles.values(), "note"):
-            table.add_column(column, overflow="fold")
+        measured = table(target, ("state", "cases", *ERRORS[target].titles.values()), ())
+        refused = table(f"{target}: refused", (), ("by", "found"))
+        notes = table(f"{target}: notes", (), ("note",))
         for row in listed:
-            table.add_row(row.family, row.state.value, *numbers(target, row.record), escape(row.note))
-        OUT.print(table)
+            if row.diagnostics:
+                refused.add_row(row.family, row.diagnostics[0].rule, escape(" ".join(row.diagnostics[0].found.split())))
+                continue
+            measured.add_row(row.family, row.state.value, *numbers(target, row.record))
+            if row.note:
+                notes.add_row(row.family, escape(row.note))
+        for grid in (measured, notes, refused):
+            if grid.row_count:
+                OUT.print(grid)
         states = [row.state.value for row in listed]
         say(", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states)))
+    say("with places and remedies: regraft coverage --json, regraft inspect TYPE")
 
 
 def show_rules(found: Sequence[RuleFacts], in_full: bool) -> None:

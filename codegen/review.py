@@ -7,6 +7,8 @@ import difflib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import libcst as cst
+
 from codegen.derive import AppliedEdit, EmittedModule, derive
 from codegen.diagnostics import Diagnostic, InputError, Refused, Span
 from codegen.discovery import Family, discover
@@ -17,7 +19,7 @@ from codegen.generation import select
 from codegen.recognize.family import recognize
 from codegen.rules.base import Rule
 from codegen.source import Release
-from codegen.syntax import code, every_statement, walk
+from codegen.syntax import code, every_statement, find, walk
 from codegen.targets import TARGETS
 from codegen.upstream import UpstreamModule
 
@@ -183,6 +185,46 @@ def explanations(release: Release, place: str, root: Path) -> list[Explanation]:
 
 def _explained(module: UpstreamModule, known: dict[str, Rule], edit: AppliedEdit) -> Explanation:
     return Explanation(edit.rule, known[edit.rule].why, _edited(module, edit), edit.before, edit.after)
+
+
+def changed(before: str, after: str) -> tuple[list[str], list[str]]:
+    """What left and what came, as lines; of two parameter lists, or two calls of one function, only what differs."""
+    for items in (_parameters, _call_arguments):
+        old, new = items(before), items(after)
+        if old is None or new is None or old[0] != new[0]:
+            continue
+        gone, come = ([i for i in one if i not in other] for one, other in ((old[1], new[1]), (new[1], old[1])))
+        if gone or come:
+            return _listed(old[0], gone), _listed(new[0], come)
+    return before.splitlines(), after.splitlines()
+
+
+def _listed(function: str, items: list[str]) -> list[str]:
+    if not function or not items:
+        return items
+    return f"{function}(..., {', '.join(items)})".splitlines()
+
+
+def _parameters(text: str) -> tuple[str, list[str]] | None:
+    """The parameters that the text is a list of; each with its annotation and default."""
+    try:
+        function = cst.parse_statement(f"def f({text}): ...")
+    except cst.ParserSyntaxError:
+        return None
+    assert isinstance(function, cst.FunctionDef)
+    return "", [code(p.with_changes(comma=cst.MaybeSentinel.DEFAULT)) for p in find(function.params, cst.Param)]
+
+
+def _call_arguments(text: str) -> tuple[str, list[str]] | None:
+    """What is called, and the arguments."""
+    try:
+        call = cst.parse_expression(text)
+    except cst.ParserSyntaxError:
+        return None
+    if not isinstance(call, cst.Call):
+        return None
+    plain = {"comma": cst.MaybeSentinel.DEFAULT, "whitespace_after_arg": cst.SimpleWhitespace("")}
+    return code(call.func), [code(a.with_changes(**plain)) for a in call.args]
 
 
 def _of_line(emitted: EmittedModule, known: dict[str, Rule], text: str, number: int) -> list[Explanation]:

@@ -294,11 +294,10 @@ class QEffGPT2Model(GPT2Model):
             token_type_ids = token_type_ids.view(-1, input_shape[-1])
 
         # based on pattern from src/transformers/models/whisper/modeling_whisper.py::WhisperDecoder
-        if use_cache:
-            past_key_values = QEffDynamicCache.from_legacy_cache(past_key_values)
+        past_key_values = QEffDynamicCache.from_legacy_cache(past_key_values)
 
-            if self.config.add_cross_attention and not isinstance(past_key_values, EncoderDecoderCache):
-                past_key_values = EncoderDecoderCache(past_key_values, DynamicCache(config=self.config))
+        if self.config.add_cross_attention and not isinstance(past_key_values, EncoderDecoderCache):
+            past_key_values = EncoderDecoderCache(past_key_values, DynamicCache(config=self.config))
 
         if inputs_embeds is None:
             inputs_embeds = self.wte(input_ids)
@@ -353,8 +352,6 @@ class QEffGPT2Model(GPT2Model):
         hidden_states = self.ln_f(hidden_states)
 
         hidden_states = hidden_states.view(output_shape)
-
-        past_key_values = past_key_values if use_cache else None
         return BaseModelOutputWithPastAndCrossAttentions(
             last_hidden_state=hidden_states,
             past_key_values=past_key_values.to_legacy_cache(),

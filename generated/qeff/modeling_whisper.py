@@ -288,7 +288,7 @@ class QEffWhisperDecoder(WhisperDecoder):
                 causal_mask,
                 encoder_hidden_states,
                 encoder_attention_mask=None,
-                past_key_values=past_key_values if use_cache else None,
+                past_key_values=past_key_values,
                 use_cache=use_cache,
                 position_ids=position_ids,
                 batch_index=batch_index,

@@ -17,6 +17,7 @@ from torch import nn
 logger = logging.getLogger(__name__)
 
 _INDEX = "generated.qeff"
+_VARIANTS = "KV_CACHE_MAPPING"
 _SWAPS = "_qeff_swaps"
 _TABLES = ("_parameters", "_buffers", "_modules")
 
@@ -211,9 +212,11 @@ class _GeneratedTransform(ModuleMappingTransform):
         family = getattr(getattr(model, "config", None), "model_type", None)
         if isinstance(family, str) and family in index.refused:
             raise UnsupportedFamilyError(family, index.refused[family])
-        if family is None or family in index.families:
+        module = index.families.get(family) if isinstance(family, str) else None
+        module = module or _module_of_class(type(model))
+        if family is None or module is not None:
             # The family's own module comes first: it also maps the classes that it took from another family.
-            own = {} if family is None else mapping.of(index.families[family])
+            own = {} if module is None else mapping.of(module)
             return lambda upstream: mapping._registered.get(upstream) or own.get(upstream) or mapping.get(upstream)
         if not any(type(module) in mapping._registered or _swaps(module) for module in model.modules()):
             raise UnsupportedFamilyError(
@@ -231,7 +234,7 @@ class CustomOpsTransform(_GeneratedTransform):
 class KVCacheTransform(_GeneratedTransform):
     """Attention, layers, backbone, head and rotary -> variants with fixed-size KV buffers addressed by position."""
 
-    _module_mapping: ClassVar[MutableMapping[type[nn.Module], type[nn.Module]]] = GeneratedMapping("KV_CACHE_MAPPING")
+    _module_mapping: ClassVar[MutableMapping[type[nn.Module], type[nn.Module]]] = GeneratedMapping(_VARIANTS)
 
 
 @dataclass(frozen=True)
@@ -250,6 +253,17 @@ def _index() -> _Index:
         return _Index(generated.MODULES, generated.FAMILIES, generated.REFUSED)
     except AttributeError as error:
         raise RuntimeError(f"{_INDEX} has no index of variants; generate them with `regraft generate`") from error
+
+
+def _module_of_class(model: type[nn.Module]) -> str | None:
+    """The generated module with a variant of a whole model's class.
+
+    The text part of a composite model has a model type of its own, which upstream's mapping need not list."""
+    module = _index().modules.get(model.__module__)
+    if module is None:
+        return None
+    variants: Mapping[type[nn.Module], type[nn.Module]] = getattr(importlib.import_module(module), _VARIANTS)
+    return module if model in variants else None
 
 
 def _swaps(module: nn.Module) -> list[_Swap]:

@@ -73,20 +73,24 @@ def tiny_config(model_type: str, overrides: Overrides | None = None) -> Any:
     return _make(cls, values)
 
 
-def build(model_type: str, overrides: Overrides | None = None, seed: int = 0) -> tuple[Any, nn.Module]:
-    """A tiny configuration and upstream's model of it: eager attention, fp32, eval mode, weights spread by `seed`.
+def build(
+    model_type: str, overrides: Overrides | None = None, seed: int = 0, attention: str | None = "eager"
+) -> tuple[Any, nn.Module]:
+    """A tiny configuration and upstream's model of it: fp32, eval mode, weights spread by `seed`.
+
+    `attention` is one of upstream's implementations, None its own choice; the weights do not depend on it.
 
     Raises `CannotBuildError` where upstream refuses, `KeyError` for an unknown type.
     """
-    return model_of(model_type, tiny_config(model_type, overrides), seed)
+    return model_of(model_type, tiny_config(model_type, overrides), seed, attention)
 
 
-def model_of(model_type: str, config: Any, seed: int = 0) -> tuple[Any, nn.Module]:
+def model_of(model_type: str, config: Any, seed: int = 0, attention: str | None = "eager") -> tuple[Any, nn.Module]:
     """Upstream's model of a configuration made by `tiny_config`; otherwise like `build`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # some vectors keep what upstream's initialisation draws
         try:
-            model = model_class(model_type)._from_config(config, attn_implementation="eager")
+            model = model_class(model_type)._from_config(config, attn_implementation=attention)
         except Exception as refusal:
             raise CannotBuildError(f"model: {_message(refusal)}") from refusal
     model = typing.cast(nn.Module, model.float().eval())

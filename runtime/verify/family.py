@@ -112,6 +112,7 @@ def _checks(
 ) -> tuple[Status, str, list[Check]]:
     from runtime.qeff.transforms import UnsupportedFamilyError
     from runtime.verify.continuous import check_continuous
+    from runtime.verify.interface import check_interface
     from runtime.verify.stages import check_stages, describe
 
     checks: list[Check] = []
@@ -119,6 +120,7 @@ def _checks(
         checks += check_stages(subject, stages, scenarios)
         if subject.case.name == DEFAULT:
             checks += check_continuous(subject, stages)
+            checks += [check_interface(subject)] if "kv" in stages else []
     except UnsupportedFamilyError as refusal:
         return Status.UNSUPPORTED, refusal.reason, checks
     except Exception as failure:  # the variant cannot even be made

@@ -52,11 +52,14 @@ class VariantEngine:
 
 
 @contextmanager
-def variant(subject: Subject, **options: Any) -> Iterator[tuple[Any, Path]]:
-    """The wrapper of a fresh transformed model, and a folder that its exports go to and that is removed afterwards."""
+def variant(subject: Subject, attention: str | None = "eager", **options: Any) -> Iterator[tuple[Any, Path]]:
+    """The wrapper of a fresh transformed model, and a folder that its exports go to and that is removed afterwards.
+
+    `attention`: how the model was loaded (`factory.build`), which a variant must not depend on.
+    """
     with tempfile.TemporaryDirectory(prefix="regraft-verify-") as folder:
         # Upstream's rotary embeddings know no end; a configuration with few positions must not end the tables early.
-        wrapper = QEFFAutoModelForCausalLM(subject.model(), max_seq_len_cached=POSITIONS, **options)
+        wrapper = QEFFAutoModelForCausalLM(subject.model(attention), max_seq_len_cached=POSITIONS, **options)
         yield wrapper, Path(folder) / "export"
 
 

@@ -34,9 +34,9 @@ class Subject:
     expected: Reference
     without_cache: Reference | None = None
 
-    def model(self) -> nn.Module:
-        """A new, unmodified upstream model with the weights that the reference was made with."""
-        return factory.build(self.family, self.case.overrides, self.seed)[1]
+    def model(self, attention: str | None = "eager") -> nn.Module:
+        """A new, unmodified upstream model with the weights that the reference was made with; see `factory.build`."""
+        return factory.build(self.family, self.case.overrides, self.seed, attention)[1]
 
 
 def prepare(family: str, case: Case, seed: int = 0) -> Subject:

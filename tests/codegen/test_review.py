@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from codegen import __main__ as command
+from codegen import presentation
 from codegen.discovery import discover
 from codegen.emit import manifest
+from codegen.review import changed
 from codegen.source import installed
 from codegen.targets import TARGETS
 
@@ -177,6 +179,29 @@ def test_explain_a_changed_line(run: Run, line: str, rule: str, upstream: str) -
     assert "".join(line.split()) in "".join(one["after"].split())
 
 
+def test_explain_shows_of_a_signature_what_changed(run: Run) -> None:
+    _, out, _ = run("explain", VARIANT)
+    lines = [line.strip() for line in out.splitlines()]
+    assert "- labels: torch.LongTensor | None = None" in lines
+    assert "+ batch_index: torch.Tensor | None = None" in lines
+    assert "+ self.model(..., batch_index=batch_index, comp_ctx_lengths=comp_ctx_lengths)" in lines
+    assert not any(line[2:].startswith(("self,", "input_ids:", "inputs_embeds")) for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "shown"),
+    [
+        ("self, a=1, b=2,", "self, a=1, *, c: int = 3, **k", (["b=2"], ["c: int = 3", "**k"])),
+        ("f(a, b=1)", "f(a, b=2)", (["f(..., b=1)"], ["f(..., b=2)"])),
+        ("f(a)", "g(a)", (["f(a)"], ["g(a)"])),
+        ("f(a, b)", "f(b, a)", (["f(a, b)"], ["f(b, a)"])),
+        ("x = 1", "", (["x = 1"], [])),
+    ],
+)
+def test_what_an_edit_changed(before: str, after: str, shown: tuple[list[str], list[str]]) -> None:
+    assert changed(before, after) == shown
+
+
 @pytest.mark.parametrize("line", ["cos, sin = position_embeddings", "hidden_states = residual + hidden_states"])
 def test_explain_an_untouched_line(run: Run, line: str) -> None:
     numbers = [n for n, text in enumerate(VARIANT.read_text("utf-8").splitlines(), 1) if line in text]
@@ -236,6 +261,15 @@ def test_coverage(run: Run) -> None:
         assert row["note"] or row["state"] in ("verified", "default verified")
     _, text, _ = run("coverage")
     assert "llama" in text and f"{sum(row['state'] == 'refused' for row in rows)} refused" in text
+
+
+def test_coverage_fits_a_narrow_terminal(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(presentation.OUT, "width", 80)
+    _, text, _ = run("coverage")
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 80
+    beginnings = {line.split()[0] for line in lines if line.strip()}
+    assert beginnings >= {f.model_type for f in discover(installed())}
 
 
 def test_coverage_of_nothing(run: Run, tmp_path: Path) -> None:

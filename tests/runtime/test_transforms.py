@@ -245,6 +245,18 @@ def test_unknown_family_is_an_error_unless_registered(generated: types.ModuleTyp
     assert KVCacheTransform.apply(model)[1] and type(model) is variant
 
 
+def test_a_model_whose_type_is_not_listed_is_known_by_its_class(generated: types.ModuleType, model: nn.Module) -> None:
+    """The text part of a composite type has a model type that upstream's mapping of causal LMs does not list."""
+    model.config.model_type = "llama_text_model"
+    with pytest.raises(UnsupportedFamilyError, match=r"'llama_text_model'.*not among the 2 families"):
+        KVCacheTransform.apply(model)
+    variant = type("QEffLlamaForCausalLM", (LlamaForCausalLM,), {})
+    generated.KV_CACHE_MAPPING[LlamaForCausalLM] = variant
+    for transform in (CustomOpsTransform, KVCacheTransform):
+        assert transform.apply(model)[1]
+    assert type(model) is variant and "VariantAttention" in KVCacheTransform.matched(model)
+
+
 def test_modules_without_a_config_are_swapped_by_their_own_class(generated: types.ModuleType) -> None:
     norms = nn.ModuleList([LlamaRMSNorm(4), nn.LayerNorm(4)])
     assert CustomOpsTransform.apply(norms)[1]

@@ -1,9 +1,12 @@
 """Cases follow from the configuration class and the switches alone."""
 
 import pytest
+import torch
 
 from runtime.verify import factory
 from runtime.verify.cases import DEFAULT, cases_for
+from runtime.verify.prompts import DECODE_STEPS, LENGTHS, LONG
+from runtime.verify.rope_cases import SHORT_ORIGINAL
 from runtime.verify.sizes import HEADS, WINDOW
 
 
@@ -103,3 +106,41 @@ def test_cases_can_be_configured(family: str) -> None:
         for name, value in case.overrides.items():
             if value is not None and not isinstance(value, dict):
                 assert getattr(made, name) == value
+
+
+@pytest.mark.parametrize("family", ["phi3", "phimoe"])
+def test_longrope_goes_beyond_its_original_length(family: str) -> None:
+    """Some prompts are longer, others outgrow it while decoding; and upstream's logits tell which factors were used."""
+    overrides = _cases(family, "rope_parameters")["rope_parameters=longrope"]
+    parameters = overrides["rope_parameters"]
+    assert isinstance(parameters, dict)
+    assert parameters["original_max_position_embeddings"] == SHORT_ORIGINAL
+    assert min(LENGTHS) < SHORT_ORIGINAL < max(LENGTHS) and min(LENGTHS) + DECODE_STEPS > SHORT_ORIGINAL
+    never_long = {f"long_{name}": parameters[f"short_{name}"] for name in ("factor", "mscale")}
+    models = [
+        factory.build(family, {**overrides, "rope_parameters": given})[1]
+        for given in (parameters, {**parameters, **never_long})
+    ]
+    short, long = (torch.arange(20, 20 + length)[None] for length in (SHORT_ORIGINAL, LONG))
+    with torch.no_grad():
+        within, beyond = ([model(input_ids=ids).logits for model in models] for ids in (short, long))
+    torch.testing.assert_close(*within)
+    assert not torch.allclose(*beyond, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("family", "reason"),
+    [
+        ("phi3", r"must be one of \['longrope'\]|required keys.*longrope"),
+        ("phimoe", "short_mscale field must be a number"),
+    ],
+)
+def test_upstream_takes_longrope_alone(family: str, reason: str) -> None:
+    """What its own configuration class refuses cannot be compared; it is reported as that."""
+    cases = _cases(family, "rope_parameters")
+    types = {name: overrides for name, overrides in cases.items() if "rope_parameters" in overrides}
+    others = [o for o in types.values() if o["rope_parameters"]["rope_type"] not in ("default", "longrope")]  # type: ignore[index]
+    assert len(others) == 5
+    for overrides in others:
+        with pytest.raises(factory.CannotBuildError, match=reason):
+            factory.tiny_config(family, overrides)

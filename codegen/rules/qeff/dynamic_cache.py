@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import libcst as cst
 
 from codegen.ir import Role
 from codegen.rules.base import Case, Edit, Edits, Match, NotApplicable, Site
-from codegen.syntax import assignment, code, dotted, every_statement, find, names, statement
+from codegen.syntax import (
+    Replacement,
+    assignment,
+    code,
+    dotted,
+    every_statement,
+    expression,
+    find,
+    names,
+    statement,
+    statements,
+    walk,
+)
 
 CACHE = "past_key_values"
 
@@ -45,6 +59,55 @@ class CaseModel:
             "CaseModel.forward",
             refuses="a second one",
         ),
+        Case(
+            """
+class CaseModel:
+    def forward(self, x, past_key_values=None, use_cache=None):
+        # the cache
+        if use_cache:
+            if past_key_values is None:
+                past_key_values = DynamicCache(config=self.config)
+            count(past_key_values)
+        return x
+""",
+            "CaseModel.forward",
+            """
+    def forward(self, x, past_key_values=None, use_cache=None):
+        # the cache
+        past_key_values = QEffDynamicCache.from_legacy_cache(past_key_values)
+        count(past_key_values)
+        return x
+""",
+        ),
+        Case(
+            """
+class CaseModel:
+    def forward(self, x, past_key_values=None, use_cache=None):
+        if self.training:
+            if past_key_values is None:
+                past_key_values = DynamicCache(config=self.config)
+        return x
+""",
+            "CaseModel.forward",
+            refuses="if self.training",
+        ),
+        Case(
+            """
+class CaseModel:
+    def forward(self, x, past_key_values=None, use_cache=None):
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache()
+        x = self.layer(x, past_key_values=past_key_values if use_cache else None)
+        return Output(x, past_key_values=past_key_values if use_cache else None)
+""",
+            "CaseModel.forward",
+            """
+    def forward(self, x, past_key_values=None, use_cache=None):
+        past_key_values = QEffDynamicCache.from_legacy_cache(past_key_values)
+        x = self.layer(x, past_key_values=past_key_values)
+        return Output(x, past_key_values=past_key_values if use_cache else None)
+""",
+        ),
         Case("class CaseModel:\n    def forward(self, x):\n        return x\n", "CaseModel.forward"),
     )
 
@@ -61,8 +124,24 @@ class CaseModel:
                         "teach rules/qeff/dynamic_cache.py which of them is the causal cache",
                     )
                 new = statement(f"{CACHE} = QEffDynamicCache.from_legacy_cache({CACHE})")
-                edits.append(Edit(line, new.with_changes(leading_lines=line.leading_lines)))
-        return Edits(edits, {"QEffDynamicCache": "runtime.qeff.cache"}) if edits else NotApplicable()
+                new = new.with_changes(leading_lines=line.leading_lines)
+                around = _branches_around(site.function.body, line)
+                if not around:
+                    edits.append(Edit(line, new))
+                elif len(around) == 1 and _only_asks_for_use(around[0], line):
+                    edits.append(Edit(around[0], _always(around[0], line, new)))
+                else:
+                    return site.refusal(
+                        self.id,
+                        around[0],
+                        "the cache made whatever the branch, or where use_cache is set",
+                        f"if {code(around[0].test)}",
+                        "teach rules/qeff/dynamic_cache.py when the caller's buffers come here",
+                    )
+        if not edits:
+            return NotApplicable()
+        edits += [Edit(argument, expression(CACHE)) for argument in _withheld(site.function.body)]
+        return Edits(edits, {"QEffDynamicCache": "runtime.qeff.cache"})
 
 
 def _makes_cache(branch: cst.If) -> bool:
@@ -72,3 +151,31 @@ def _makes_cache(branch: cst.If) -> bool:
         and any((dotted(c.func) or "").endswith("Cache") for c in find(bound[1], cst.Call))
         for line in every_statement(branch.body)
     ) and CACHE in names(branch.test)
+
+
+def _withheld(body: cst.CSTNode) -> Iterator[cst.IfExp]:
+    """Where a submodule gets the cache only ``if use_cache``. What is returned is another rule's."""
+    returned = {id(node) for line in find(body, cst.Return) for node in walk(line)}
+    for call in find(body, cst.Call):
+        for given in (arg.value for arg in call.args if id(call) not in returned):
+            if isinstance(given, cst.IfExp) and names(given) == {CACHE, "use_cache", "None"}:
+                yield given
+
+
+def _branches_around(body: cst.CSTNode, line: cst.If) -> list[cst.If]:
+    """The ``if`` statements that a statement is in, outermost first."""
+    branches = (s for s in every_statement(body) if isinstance(s, cst.If) and s is not line)
+    return [branch for branch in branches if any(node is line for node in walk(branch))]
+
+
+def _only_asks_for_use(branch: cst.If, line: cst.If) -> bool:
+    return dotted(branch.test) == "use_cache" and branch.orelse is None and any(s is line for s in statements(branch))
+
+
+def _always(branch: cst.If, line: cst.If, new: cst.BaseStatement) -> Replacement:
+    """The branch's statements with one replaced: the buffers are there whether or not use_cache is."""
+    body = [new if each is line else each for each in statements(branch)]
+    first = body[0]
+    assert isinstance(first, cst.SimpleStatementLine | cst.BaseCompoundStatement)
+    body[0] = first.with_changes(leading_lines=[*branch.leading_lines, *first.leading_lines])
+    return cst.FlattenSentinel(body)

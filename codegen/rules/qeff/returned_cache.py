@@ -7,7 +7,7 @@ import libcst as cst
 from codegen.ir import Role
 from codegen.rules.base import Case, Edit, Edits, Match, NotApplicable, Site
 from codegen.rules.qeff.dynamic_cache import CACHE
-from codegen.syntax import arguments, expression, find, names
+from codegen.syntax import arguments, assignment, dotted, expression, find, names
 
 
 class ReturnedCache:
@@ -29,13 +29,31 @@ class CaseModel:
 """,
         ),
         Case(
+            """
+class CaseModel:
+    def forward(self, x, past_key_values=None, use_cache=None):
+        past_key_values = past_key_values if use_cache else None
+        return Output(last_hidden_state=x, past_key_values=past_key_values)
+""",
+            "CaseModel.forward",
+            """
+    def forward(self, x, past_key_values=None, use_cache=None):
+        return Output(last_hidden_state=x, past_key_values=past_key_values.to_legacy_cache())
+""",
+        ),
+        Case(
             "class CaseModel:\n    def forward(self, x):\n        return Output(last_hidden_state=x)\n",
             "CaseModel.forward",
         ),
     )
 
     def match(self, site: Site) -> Match:
-        edits = []
+        edits: list[Edit] = []
+        for statement in find(site.function.body, cst.SimpleStatementLine):
+            bound = assignment(statement)
+            if bound is not None and dotted(bound[0]) == CACHE and isinstance(bound[1], cst.IfExp):
+                if names(bound[1]) == {CACHE, "use_cache", "None"}:
+                    edits.append(Edit(statement, cst.RemoveFromParent()))
         for line in find(site.function.body, cst.Return):
             if isinstance(line.value, cst.Call):
                 given = arguments(line.value).get(CACHE)
