@@ -57,9 +57,9 @@ def _stage(trial: Trial) -> list[Check]:
 
 
 def _scenarios(trial: Trial) -> Sequence[Scenario]:
-    if trial.stage == "liger":
-        return KERNELS
     default = trial.subject.case.name == DEFAULT
+    if trial.stage == "liger":
+        return KERNELS if default else ()
     return scenarios_for(trial.subject, SCENARIOS if default else ESSENTIAL)
 
 

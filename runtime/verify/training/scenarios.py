@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 
+from runtime.training.features import KERNELS as KERNEL_FEATURES
+from runtime.training.features import active
 from runtime.verify.reference import UpstreamFailsError
 from runtime.verify.training import sequences
 from runtime.verify.training.compare import logits_error
@@ -126,6 +128,15 @@ def _undo(trial: Trial) -> Iterator[Measured]:
     yield Measured("logits", logits_error(_alone(patched, samples), expected), 0.0, "restored")
 
 
+def _kernels(trial: Trial) -> Iterator[Measured]:
+    """Which kernels are switched on, and for how many modules; none at all is an error."""
+    modules = list(trial.variant().modules())
+    counts = {name: sum(active(module, name) for module in modules) for name in sorted(KERNEL_FEATURES)}
+    if not any(counts.values()):
+        raise AssertionError("no kernel is switched on for any module")
+    yield Measured("kernels", 0.0, note=", ".join(f"{name} x{count}" for name, count in counts.items() if count))
+
+
 def _alone(model: Any, samples: Iterable[Sample]) -> list[torch.Tensor]:
     return [alone(model, sample).logits[0].detach().float() for sample in samples]
 
@@ -137,8 +148,8 @@ LAST_CHANGED = Scenario("last sequence changed", changing(-1))
 ESSENTIAL = (RIGHT, FIRST_CHANGED, LAST_CHANGED)
 """For all cases but a family's default: what the others add does not depend on the configuration."""
 
-KERNELS = (RIGHT,)
-"""With kernels in an interpreter, which takes seconds per pass."""
+KERNELS = (Scenario("kernels", _kernels), RIGHT)
+"""With kernels in an interpreter, which takes seconds per pass. For a family's default case."""
 
 SCENARIOS = (
     *ESSENTIAL,

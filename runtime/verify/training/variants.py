@@ -23,8 +23,8 @@ def packed(family: str, model: nn.Module) -> Undo:
 
 
 def liger(family: str, model: nn.Module) -> Undo:
-    """Padding removed, and every kernel that fits. Where there is no device, Triton's interpreter must be on before
-    Triton is imported: environment TRITON_INTERPRET=1.
+    """Padding removed, and every kernel that fits, in Triton's interpreter: tiny models are on the CPU. Environment
+    TRITON_INTERPRET=1 must be set before Triton is imported.
     """
     from runtime.training import MONKEY_PATCHER
     from runtime.training.kernels import interpreter
