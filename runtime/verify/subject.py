@@ -43,9 +43,10 @@ def prepare(family: str, case: Case, seed: int = 0) -> Subject:
     """Asks unmodified upstream, with the first of a few seeds whose answer has neither a near tie nor too few
     different tokens.
 
-    Rope whose frequencies depend on the sequence's length has two answers: with upstream's cache, where old keys keep
-    old frequencies, and without. Both are upstream's, and a family's own `generate` may mean either, so both are
-    kept. Raises `factory.CannotBuildError` and `reference.UpstreamFailsError`: upstream refuses the case.
+    Upstream has two answers, with its cache and without, for rope whose frequencies depend on the sequence's length
+    (cached keys keep old frequencies), and for a window that a configuration sets and the model's masks do not know
+    (the cache forgets what they show). Both are upstream's, and a family's own `generate` may mean either, so both
+    are kept. Raises `factory.CannotBuildError` and `reference.UpstreamFailsError`: upstream refuses the case.
     """
     best: tuple[tuple[bool, int], Subject] | None = None
     for attempt in range(_ATTEMPTS):
@@ -65,9 +66,15 @@ def prepare(family: str, case: Case, seed: int = 0) -> Subject:
 
 
 def _without_cache(config: Any, model: nn.Module, prompts: Prompts) -> Reference | None:
-    if not depends_on_length(config):
+    if not depends_on_length(config) and not _forgets(config):
         return None
     return by_recompute(model, prompts, DECODE_STEPS)
+
+
+def _forgets(config: Any) -> bool:
+    """Whether upstream's cache drops keys by a window that is not told per layer: masks may or may not do the same."""
+    text = config.get_text_config(decoder=True)
+    return bool(getattr(text, "sliding_window", None)) and getattr(text, "layer_types", None) is None
 
 
 def depends_on_length(config: Any) -> bool:
