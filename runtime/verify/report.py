@@ -86,7 +86,7 @@ def table(results: Sequence[FamilyResult], stages: Sequence[str], target: Target
     grid.add_column("cases passed", justify="right", no_wrap=True)
     grid.add_column("upstream refuses", justify="right")
     for measure in shown:
-        grid.add_column(measure.title, justify="right")
+        grid.add_column(measure.title, justify="right", min_width=6)
     grid.add_column("s", justify="right", no_wrap=True)
     for result in results:
         grid.add_row(
