@@ -182,7 +182,7 @@ def _own(function: cst.FunctionDef, owner: str, decorators: frozenset[str]) -> c
                 return updated_node.with_changes(args=[cst.Arg(cst.Name(owner)), cst.Arg(cst.Name("self"))])
             return updated_node
 
-    result = function.visit(_Super())
+    result = function.visit(_Super()) if "super" in names(function.body) else function
     assert isinstance(result, cst.FunctionDef)
     return result.with_changes(decorators=[d for d in result.decorators if code(d.decorator) in decorators])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Container, Iterator, Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import TypeVar
 
 import libcst as cst
@@ -82,11 +82,18 @@ def walk(node: cst.CSTNode) -> Iterator[cst.CSTNode]:
 
 def find(node: cst.CSTNode, kind: type[Node]) -> Iterator[Node]:
     """All nodes of one type, in source order."""
-    for found in walk(node):
+    for found in _all_below(node) if isinstance(node, cst.IndentedBlock) else walk(node):
         if _is_a(type(found), kind):
             yield found  # type: ignore[misc]
 
 
+@lru_cache(maxsize=1024)
+def _all_below(block: cst.IndentedBlock) -> tuple[cst.CSTNode, ...]:
+    """`walk`, remembered: every rule looks at the same few bodies several times."""
+    return tuple(walk(block))
+
+
+@lru_cache(maxsize=1 << 15)
 def code(node: cst.CSTNode) -> str:
     """The node's source text, without surrounding blank lines."""
     return _EMPTY.code_for_node(node).strip()
@@ -109,6 +116,7 @@ def self_attribute(node: cst.CSTNode) -> str | None:
     return None
 
 
+@lru_cache(maxsize=1 << 12)
 def names(node: cst.CSTNode) -> frozenset[str]:
     """Every bare name read or bound below the node; attribute names and keyword labels are not names."""
     result: set[str] = set()
@@ -229,36 +237,65 @@ def _filled(tree: Node, holes: Mapping[str, cst.BaseExpression]) -> Node:
     return result
 
 
-class _Replace(cst.CSTTransformer):
-    def __init__(self, replacements: Mapping[cst.CSTNode, Replacement]) -> None:
-        super().__init__()
-        self.replacements = {id(node): new for node, new in replacements.items()}
-        self.done: set[int] = set()
-
-    def on_visit(self, node: cst.CSTNode) -> bool:
-        return id(node) not in self.replacements  # an edit inside a replaced node would be lost: it counts as missing
-
-    def on_leave(  # type: ignore[override]
-        self, original_node: cst.CSTNode, updated_node: cst.CSTNode
-    ) -> Replacement:
-        new = self.replacements.get(id(original_node))
-        if new is None:
-            return updated_node
-        self.done.add(id(original_node))
-        return new
-
-
 def replaced(tree: Node, replacements: Mapping[cst.CSTNode, Replacement]) -> Node:
-    """The tree with nodes (by identity) replaced or removed. A node that is not in the tree is an internal error."""
+    """The tree with nodes (by identity) replaced or removed. A node that is not in the tree is an internal error.
+
+    Only the nodes on the way to an edit are made anew: everything else stays the object that it was, so that what is
+    known of it (`code`, `names`, `find`) stays known.
+    """
     if not replacements:
         return tree
-    visitor = _Replace(replacements)
-    result = tree.visit(visitor)
-    missing = len(visitor.replacements) - len(visitor.done)
-    if missing:
-        raise AssertionError(f"{missing} node(s) to replace are not in the tree, or lie inside another replaced node")
+    wanted = {id(node): new for node, new in replacements.items()}
+    result = _replaced(tree, wanted)
+    if wanted:  # an edit inside a replaced node would be lost: it counts as missing
+        raise AssertionError(
+            f"{len(wanted)} node(s) to replace are not in the tree, or lie inside another replaced node"
+        )
     assert isinstance(result, type(tree))
     return result
+
+
+def _replaced(node: cst.CSTNode, wanted: dict[int, Replacement]) -> Replacement:
+    if id(node) in wanted:
+        return wanted.pop(id(node))
+    changes: dict[str, object] = {}
+    for name in _fields(type(node)):
+        if not wanted:
+            break
+        value = getattr(node, name)
+        kind = type(value)
+        if kind is tuple or kind is list:
+            new = _replaced_sequence(value, wanted)
+            if new is not None:
+                changes[name] = new
+        elif _is_a(kind, cst.CSTNode):
+            one = _replaced(value, wanted)
+            if one is not value:
+                changes[name] = None if isinstance(one, cst.RemovalSentinel) else one
+    if not changes:
+        return node
+    if isinstance(node, cst.SimpleStatementLine | cst.IndentedBlock) and changes.get("body") == ():
+        # a statement without parts goes with them; a block always has one
+        return cst.RemoveFromParent() if isinstance(node, cst.SimpleStatementLine) else _emptied(node)
+    return node.with_changes(**changes)
+
+
+def _replaced_sequence(values: Sequence[object], wanted: dict[int, Replacement]) -> tuple[object, ...] | None:
+    """The new sequence, None when nothing in it changes."""
+    result: list[object] = []
+    changed = False
+    for value in values:
+        new = _replaced(value, wanted) if wanted and isinstance(value, cst.CSTNode) else value
+        changed = changed or new is not value
+        if isinstance(new, cst.FlattenSentinel):
+            result += list(new)
+        elif not isinstance(new, cst.RemovalSentinel):
+            result.append(new)
+    return tuple(result) if changed else None
+
+
+def _emptied(block: cst.IndentedBlock) -> cst.IndentedBlock:
+    return block.with_changes(body=[cst.SimpleStatementLine([cst.Pass()])])
 
 
 def parameters(function: cst.FunctionDef) -> tuple[str, ...]:
