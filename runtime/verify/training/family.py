@@ -8,7 +8,7 @@ from runtime.verify.factory import CannotBuildError
 from runtime.verify.family import Progress, Request, through_cases
 from runtime.verify.reference import UpstreamFailsError
 from runtime.verify.results import CaseResult, Check, FamilyResult, Status, status_of
-from runtime.verify.training.scenarios import ESSENTIAL, KERNELS, SCENARIOS, scenarios_for
+from runtime.verify.training.scenarios import ESSENTIAL, KERNELS, PACKED, scenarios_for
 from runtime.verify.training.subject import Subject, has_effect, prepare
 from runtime.verify.training.trial import Patch, Scenario, Trial
 from runtime.verify.training.variants import PATCHES, NoVariantError, require_variant
@@ -60,7 +60,7 @@ def _scenarios(trial: Trial) -> Sequence[Scenario]:
     default = trial.subject.case.name == DEFAULT
     if trial.stage == "liger":
         return KERNELS if default else ()
-    return scenarios_for(trial.subject, SCENARIOS if default else ESSENTIAL)
+    return scenarios_for(trial.subject, PACKED if default else ESSENTIAL)
 
 
 def _whole(checks: list[Check]) -> Status:

@@ -7,9 +7,11 @@ import torch
 
 from runtime.training.features import KERNELS as KERNEL_FEATURES
 from runtime.training.features import active
+from runtime.training.kernels import available
 from runtime.verify.reference import UpstreamFailsError
 from runtime.verify.training import sequences
 from runtime.verify.training.compare import logits_error
+from runtime.verify.training.hidden_states import hidden_states
 from runtime.verify.training.isolation import changing
 from runtime.verify.training.router import has_router_loss, router_loss, router_loss_unpadded
 from runtime.verify.training.sequences import Batch, Sample, padded_left, padded_right
@@ -129,11 +131,13 @@ def _undo(trial: Trial) -> Iterator[Measured]:
 
 
 def _kernels(trial: Trial) -> Iterator[Measured]:
-    """Which kernels are switched on, and for how many modules; none at all is an error."""
+    """Which kernels are switched on, and for how many modules; a process that can run none is an error."""
     modules = list(trial.variant().modules())
+    if (reason := available()) is not None:
+        raise AssertionError(reason)
     counts = {name: sum(active(module, name) for module in modules) for name in sorted(KERNEL_FEATURES)}
     if not any(counts.values()):
-        raise AssertionError("no kernel is switched on for any module")
+        raise NothingToCompareError("no kernel fits this family")
     yield Measured("kernels", 0.0, note=", ".join(f"{name} x{count}" for name, count in counts.items() if count))
 
 
@@ -173,6 +177,9 @@ SCENARIOS = (
     Scenario("two epochs of AdamW", training),
     Scenario("undone", _undo),
 )
+
+PACKED = (*SCENARIOS, Scenario("hidden states", hidden_states))
+"""For variants that pack below the head."""
 
 ROUTER = (Scenario("router loss", router_loss), Scenario("router loss without padding", router_loss_unpadded))
 
