@@ -21,10 +21,13 @@ if TYPE_CHECKING:
         UnknownPatchError,
     )
     from runtime.training.patching import PatchReport, PatchReports, Touched, Variant, apply_variants, variants
+    from runtime.training.switches import patch_for_training
+    from runtime.training.trainer import PatchCallback
 
 __all__ = [
     "MONKEY_PATCHER",
     "MonkeyPatcher",
+    "PatchCallback",
     "PatchError",
     "PatchReport",
     "PatchReports",
@@ -36,6 +39,7 @@ __all__ = [
     "apply_variants",
     "create_model_from_config",
     "create_model_from_pretrained",
+    "patch_for_training",
     "register_model",
     "variants",
 ]
@@ -43,6 +47,7 @@ __all__ = [
 _HOME = {
     "MONKEY_PATCHER": "monkey_patch",
     "MonkeyPatcher": "monkey_patch",
+    "PatchCallback": "trainer",
     "PatchError": "diagnostics",
     "PatchReport": "patching",
     "PatchReports": "patching",
@@ -54,6 +59,7 @@ _HOME = {
     "apply_variants": "patching",
     "create_model_from_config": "mapping_func",
     "create_model_from_pretrained": "mapping_func",
+    "patch_for_training": "switches",
     "register_model": "mapping_func",
     "variants": "patching",
 }

@@ -142,7 +142,7 @@ class MonkeyPatcher(Mapping[str, Mapping[str, Patch]]):
         """
         if not isinstance(model, nn.Module):
             raise TypeError(f"a torch.nn.Module is needed to patch an instance, found {type(model).__name__}")
-        return self._apply(_model_type(model), patch_type, strict, kwargs, instance=model)
+        return self._apply(model_type_of(model), patch_type, strict, kwargs, instance=model)
 
     @contextmanager
     def generation(self, model: nn.Module, *, strict: bool | None = None) -> Iterator[nn.Module]:
@@ -398,7 +398,12 @@ def _found_model_type(model: nn.Module) -> str | None:
     return None
 
 
-def _model_type(model: nn.Module) -> str:
+def model_type_of(model: nn.Module) -> str:
+    """The type of a model: that of its outermost config.
+
+    Raises:
+        PatchError: no config with a model type.
+    """
     found = _found_model_type(model)
     if found is None:
         raise PatchError(f"{type(model).__name__} has no config with a model type; pass a transformers model")
