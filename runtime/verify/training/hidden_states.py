@@ -1,5 +1,6 @@
 """What a packed model gives without its head: hidden states, where each sequence lies in them, and no cache."""
 
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +13,7 @@ from runtime.verify.training.trial import Measured, Trial
 
 @torch.no_grad()
 def hidden_states(trial: Trial) -> Iterator[Measured]:
-    """Ends and places of the sequences in the output of everything below the head that has hidden states [1, T, H].
+    """Ends and places of the sequences in the output of everything below the head that is called with tokens.
 
     A cache of the whole row would hold every sequence as if it were one: there is none, even though configurations
     ask for one.
@@ -25,7 +26,7 @@ def hidden_states(trial: Trial) -> Iterator[Measured]:
             outputs[type(module).__name__] = output
 
     for module in model.modules():
-        if module is not model:
+        if module is not model and "input_ids" in inspect.signature(module.forward).parameters:
             module.register_forward_hook(keep)
     model(**batch.inputs)
     if not outputs:
@@ -37,7 +38,8 @@ def hidden_states(trial: Trial) -> Iterator[Measured]:
 
 
 def _difference(output: Any, batch: Batch) -> float:
-    """How many numbers are others than those of the batch."""
+    """How many numbers are others than those of the batch. Raises AssertionError for other hidden states than one row
+    [1, T, H], and for numbers that are missing or of another kind."""
     assert batch.mask is not None
     lengths = torch.tensor([0, *(len(sample.tokens) for sample in batch.samples)])
     expected = {"seq_lens": lengths.cumsum(0).to(torch.int32), "word_idx": batch.mask.flatten().nonzero()[:, 0]}
