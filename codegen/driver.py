@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import gc
 import signal
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -124,7 +125,17 @@ def _end_quietly_when_interrupted() -> None:
 def _guarded(
     text: str, path: str, families: tuple[Family, ...], targets: tuple[str, ...], helpers: Helpers
 ) -> tuple[Compiled, ...]:
-    """`compile_text`, with an error of the compiler turned into a refusal of the families at hand."""
+    """One file for all targets, with an error of the compiler turned into a refusal of the families at hand."""
+    gc.disable()  # a file is a million small objects without a cycle: looking for one again and again doubles the time
+    try:
+        return _compiled(text, path, families, targets, helpers)
+    finally:
+        gc.enable()
+
+
+def _compiled(
+    text: str, path: str, families: tuple[Family, ...], targets: tuple[str, ...], helpers: Helpers
+) -> tuple[Compiled, ...]:
     try:
         module = UpstreamModule(path, text)
     except Refused as error:
@@ -139,6 +150,7 @@ class _Facts:
     def __init__(self, module: UpstreamModule) -> None:
         self.module = module
         self._known: dict[Heads, FamilyIR | Refused] = {}
+        self._switches: dict[tuple[str, ...], tuple[str, ...]] = {}
 
     def of(self, heads: Heads) -> FamilyIR:
         """Raises Refused, for every target the same."""
@@ -151,6 +163,13 @@ class _Facts:
         if isinstance(found, Refused):
             raise found
         return found
+
+    def switches(self, classes: tuple[str, ...], helpers: Helpers) -> tuple[str, ...]:
+        """Fields that steer the classes. ``is_causal`` is not one: a causal LM's masks are causal."""
+        if classes not in self._switches:
+            found = config_switches(self.module.ast, classes, (), helpers)
+            self._switches[classes] = tuple(sorted({s.field for s in found if s.kind.steers and s.field != CAUSAL}))
+        return self._switches[classes]
 
 
 def _guarded_target(facts: _Facts, families: tuple[Family, ...], target_name: str, helpers: Helpers) -> Compiled:
@@ -218,7 +237,7 @@ def _compile(facts: _Facts, families: tuple[Family, ...], target: Target, helper
             *((f.node.name.value, tuple(r.id for r in f.rules)) for f in emitted.functions),
         ),
         _fingerprints(module, emitted),
-        _switches(module, emitted, helpers),
+        facts.switches(emitted.family.reachable, helpers),
     )
 
 
@@ -242,10 +261,3 @@ def _fingerprints(module: UpstreamModule, emitted: EmittedModule) -> tuple[tuple
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             found[where] = fingerprint(node)
     return tuple(found.items())
-
-
-def _switches(module: UpstreamModule, emitted: EmittedModule, helpers: Helpers) -> tuple[str, ...]:
-    """Fields that steer the variant. ``is_causal`` is not one: a causal LM's masks are causal."""
-    functions = [f.node.name.value for f in emitted.functions]
-    found = config_switches(module.ast, emitted.family.reachable, functions, helpers)
-    return tuple(sorted({s.field for s in found if s.kind.steers and s.field != CAUSAL}))

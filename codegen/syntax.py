@@ -316,11 +316,23 @@ def statements(function: cst.FunctionDef | cst.If | cst.For | cst.With | cst.Els
     return [s for s in body.body if isinstance(s, cst.BaseStatement)] if isinstance(body, cst.IndentedBlock) else []
 
 
+# Where a statement can hold others; expressions never do.
+_SUITES = ("body", "orelse", "handlers", "finalbody", "cases")
+
+
 def every_statement(node: cst.CSTNode) -> Iterator[cst.BaseStatement]:
-    """All statements below a node, nested ones too, in source order."""
-    for found in walk(node):
-        if isinstance(found, cst.BaseStatement):
-            yield found
+    """All statements of a node, itself and nested ones too, in source order."""
+    if _is_a(type(node), cst.BaseStatement):
+        yield node  # type: ignore[misc]
+        if isinstance(node, cst.SimpleStatementLine):
+            return
+    for suite in _SUITES:
+        inner = getattr(node, suite, None)
+        if isinstance(inner, tuple | list):
+            for one in inner:
+                yield from every_statement(one)
+        elif isinstance(inner, cst.CSTNode) and not isinstance(inner, cst.BaseExpression):
+            yield from every_statement(inner)
 
 
 def assignment(node: cst.CSTNode) -> tuple[cst.BaseExpression, cst.BaseExpression] | None:

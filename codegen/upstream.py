@@ -251,7 +251,7 @@ class UpstreamModule:
 
     def span(self, where: str = "", node: cst.CSTNode | None = None) -> Span:
         """The place of ``Class.method`` or ``function``; with ``node``, of that node inside it."""
-        target = self._definition(where)
+        target = self.definition(where)
         if target is None:
             return Span(self.path)
         line, column = target.lineno, target.col_offset + 1
@@ -274,7 +274,8 @@ class UpstreamModule:
         start = positions[node].start
         return Span(self.path, line + start.line - positions[function.name].start.line, start.column + column)
 
-    def _definition(self, where: str) -> python_ast.FunctionDef | python_ast.ClassDef | None:
+    def definition(self, where: str) -> python_ast.FunctionDef | python_ast.ClassDef | None:
+        """The node of ``Class``, ``Class.method`` or ``function`` in the standard library's tree."""
         body: list[python_ast.stmt] = self.ast.body
         found: python_ast.FunctionDef | python_ast.ClassDef | None = None
         for part in where.split("."):

@@ -12,8 +12,8 @@ Lines = Callable[[EmittedModule, Variant], list[str]]
 
 @dataclass(frozen=True)
 class Extras:
-    """Members of a class before and after its derived methods, indented; the text after the classes; the names that
-    this text binds."""
+    """Lines of a class before its derived methods, indented; whole methods after them, not indented; the text after
+    the classes; the names that this text binds."""
 
     before_methods: Lines
     after_methods: Lines

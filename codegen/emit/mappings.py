@@ -33,10 +33,9 @@ def _after(emitted: EmittedModule, variant: Variant) -> list[str]:
     ]
     names = ", ".join(class_name(emitted.target.prefix, c) for c in dict.fromkeys(looped))
     return [
-        "",
-        "    def get_submodules_for_export(self) -> set[type[nn.Module]]:",
-        '        """The repeated blocks, which may become ONNX functions."""',
-        f"        return {{{names}}}",
+        "def get_submodules_for_export(self) -> set[type[nn.Module]]:\n"
+        '    """The repeated blocks, which may become ONNX functions."""\n'
+        f"    return {{{names}}}"
     ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import symtable
 from collections.abc import Iterable
+from functools import lru_cache
 
 import black
 from black.mode import TargetVersion
@@ -28,15 +29,31 @@ def render(emitted: EmittedModule, local_functions: Iterable[DerivedFunction], s
 
     Raises Refused when a name of the new text comes from nowhere (a compiler error, not upstream's)."""
     prefix = emitted.target.prefix
-    body: list[str] = [_function(f) for f in local_functions]
+    body: list[str] = [_formatted(_function(f)) for f in local_functions]
     body += [_variant(emitted, v) for v in ordered(emitted)]
-    body.append(EXTRAS[emitted.target.name].tail(emitted))
+    body.append(_formatted(EXTRAS[emitted.target.name].tail(emitted)))
     text = "\n\n\n".join(body)
     imports = _imports(emitted, text, {f.node.name.value for f in local_functions}, shared)
     own = {class_name(prefix, v.upstream) for v in emitted.variants}
     assert own, "a module without variants is not rendered"
     doc = f'"""{emitted.target.title}, derived from {emitted.module.name}."""'
-    return black.format_str("\n\n".join([_header(emitted), doc, imports, text]) + "\n", mode=MODE)
+    head = _formatted("\n\n".join([_header(emitted), doc, imports]))
+    return "\n\n\n".join([head, *body]) + "\n"
+
+
+@lru_cache(maxsize=4096)
+def _formatted(text: str) -> str:
+    """What black makes of a whole number of statements. Many families say the same: each text is formatted once.
+
+    Parts put together with the blank lines that black itself would put between them are what black makes of the
+    whole; a test formats every generated file again."""
+    return black.format_str(text, mode=MODE).rstrip("\n")
+
+
+def _formatted_method(text: str) -> str:
+    """The method, indented as in a class."""
+    indented = "\n".join(f"    {line}" if line else "" for line in text.split("\n"))
+    return _formatted(f"class _:\n{indented}").split("\n", 1)[1]
 
 
 def _header(emitted: EmittedModule) -> str:
@@ -78,12 +95,12 @@ def _variant(emitted: EmittedModule, variant: Variant) -> str:
     else:
         lines[-1] += '"""'
     extra = EXTRAS[emitted.target.name]
-    lines += extra.before_methods(emitted, variant)
-    for method in variant.methods:
-        bare = docstring_removed(method).with_changes(leading_lines=[])
-        lines += ["", *(f"    {line}" if line else "" for line in code(bare).split("\n"))]
-    lines += extra.after_methods(emitted, variant)
-    return "\n".join(lines)
+    parts = [_formatted("\n".join([*lines, *extra.before_methods(emitted, variant)]))]
+    parts += [
+        _formatted_method(code(docstring_removed(method).with_changes(leading_lines=[]))) for method in variant.methods
+    ]
+    parts += [_formatted_method(text) for text in extra.after_methods(emitted, variant)]
+    return "\n\n".join(parts)
 
 
 def _imports(emitted: EmittedModule, text: str, local: set[str], shared: dict[str, str]) -> str:

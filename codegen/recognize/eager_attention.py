@@ -7,7 +7,7 @@ import ast
 import libcst as cst
 
 from codegen.ir import AttentionStyle
-from codegen.syntax import assignment, code, docstring_removed, every_statement, find, names, reads
+from codegen.syntax import assignment, every_statement, find, names, reads
 from codegen.upstream import UpstreamModule
 
 TABLE = "ALL_ATTENTION_FUNCTIONS"
@@ -125,7 +125,7 @@ def _only_hands_on(function: cst.FunctionDef) -> bool:
 
 
 def _is_known(module: UpstreamModule, name: str) -> bool:
-    lines = _lines(module.functions[name])
+    lines = _lines(module, name)
     stages = [_STAGE.get(line, -1) for line in lines]
     found = {STAGES[index][0] for index in stages if index >= 0}
     if -1 in stages or stages != sorted(set(stages)) or not found >= NEEDED:
@@ -134,14 +134,18 @@ def _is_known(module: UpstreamModule, name: str) -> bool:
         return False
     if SINKS & found not in (SINKS, frozenset()):
         return False
-    return "keys" not in found or _lines(module.functions["repeat_kv"]) == REPEAT_KV.strip().split("\n")
+    return "keys" not in found or _lines(module, "repeat_kv") == REPEAT_KV.strip().split("\n")
 
 
-def _lines(function: cst.FunctionDef) -> list[str]:
+def _lines(module: UpstreamModule, name: str) -> list[str]:
     """The statements of a function, one line each, as Python itself writes them."""
-    node = ast.parse(code(docstring_removed(function).with_changes(leading_lines=[], decorators=[]))).body[0]
-    assert isinstance(node, ast.FunctionDef)
-    return [_line(statement) for statement in node.body]
+    node = module.definition(name)
+    assert node is not None
+    return [_line(statement) for statement in node.body if not _is_docstring(statement)]
+
+
+def _is_docstring(statement: ast.stmt) -> bool:
+    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
 
 
 def _line(statement: ast.stmt) -> str:

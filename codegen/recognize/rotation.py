@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 
-from codegen.syntax import code, docstring_removed, names, parameters
+from codegen.syntax import names, parameters
 from codegen.upstream import UpstreamModule
 
 SIGNATURE = ("q", "k", "cos", "sin")
@@ -37,7 +37,7 @@ def is_half_rotation(module: UpstreamModule, name: str) -> bool:
 
 
 def _body(module: UpstreamModule, name: str) -> list[str]:
-    bare = docstring_removed(module.functions[name]).with_changes(leading_lines=[], decorators=[])
-    node = ast.parse(code(bare)).body[0]
-    assert isinstance(node, ast.FunctionDef)
-    return [ast.unparse(statement) for statement in node.body]
+    node = module.definition(name)
+    assert node is not None
+    documented = ast.get_docstring(node) is not None
+    return [ast.unparse(statement) for statement in node.body[documented:]]
