@@ -77,5 +77,5 @@ RMPAD = Target(
         Role.EXPERTS: "the same values, by kernels where they fit",
         Role.PART: "the same values, by kernels where they fit",
     },
-    decorators=frozenset({"merge_with_config_defaults", "capture_outputs", "can_return_tuple", "check_model_inputs"}),
+    decorators=frozenset({"merge_with_config_defaults", "capture_outputs", "can_return_tuple"}),
 )

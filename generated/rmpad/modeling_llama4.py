@@ -49,7 +49,7 @@ from runtime.training.loss import cross_entropy_for, shifted
 from runtime.training.masks import create_causal_mask, create_chunked_causal_mask
 from runtime.training.monkey_patch import MONKEY_PATCHER
 from runtime.training.outputs import unpacked, with_packing
-from runtime.training.packing import no_cache, pack
+from runtime.training.packing import no_cache, own_positions, pack
 from runtime.training.patching import PatchReport, Variant, apply_variants, variants
 
 
@@ -82,6 +82,7 @@ class RmpadLlama4TextMLP(Llama4TextMLP):
 class RmpadLlama4TextAttention(Llama4TextAttention):
     """Llama4TextAttention: attends inside each sequence of a packed row.
 
+    * rmpad/counted-positions: a packed row starts over with every sequence
     * rmpad/attention-dispatch: sequences of a packed row are attended to one by one, by a kernel that never forms a T x T mask
     """
 
@@ -112,7 +113,9 @@ class RmpadLlama4TextAttention(Llama4TextAttention):
         # Use temperature tuning from https://huggingface.co/papers/2501.19399) to NoROPE layers
         if self.attn_temperature_tuning and not self.use_rope:
             past_seen_tokens = past_key_values.get_seq_length(self.layer_idx) if past_key_values is not None else 0
-            positions = torch.arange(hidden_states.shape[1], device=hidden_states.device) + past_seen_tokens
+            positions = own_positions(
+                attention_mask, torch.arange(hidden_states.shape[1], device=hidden_states.device) + past_seen_tokens
+            )
             attn_scales = (
                 torch.log1p(torch.floor((positions.float() + 1.0) / self.floor_scale)) * self.attn_scale + 1.0
             )

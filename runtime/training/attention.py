@@ -24,6 +24,9 @@ PREFERENCES: dict[str, tuple[Backend, ...]] = {
     "flash_attention_4": preferred_first(("flash_attention_3", "flash_attention_2")),
 }
 
+# Upstream's implementations that know no window but the mask's.
+MASK_ONLY = ("eager", "sdpa")
+
 # Keywords of upstream's attention functions that would change the result and that no back end computes.
 UNSUPPORTED_KEYWORDS = ("position_bias", "head_mask", "indices", "alibi")
 
@@ -108,7 +111,7 @@ def segment_attention(
         attention_mask: which keys a query attends to.
         scaling: factor of the scores, ``D ** -0.5`` if None.
         dropout: applied to the weights in training mode.
-        sliding_window: must agree with the mask.
+        sliding_window: must agree with the mask, unless the implementation is one that reads the mask alone.
         softcap: soft-cap of the scores.
         s_aux: ``[Hq]`` sinks.
         is_causal: must not be False.
@@ -120,7 +123,7 @@ def segment_attention(
         ValueError: arguments that contradict the mask, and a wish for weights.
         NotImplementedError: nothing can compute the call.
     """
-    _check_arguments(attention_mask, sliding_window, is_causal, kwargs)
+    _check_arguments(attention_mask, sliding_window, is_causal, implementation, kwargs)
     packing = attention_mask.packing
     if packing.group is not None:
         states = packing.group.all_tokens(query, key, value)
@@ -145,11 +148,16 @@ def segment_attention(
 
 
 def _check_arguments(
-    mask: SegmentMask, sliding_window: int | None, is_causal: bool | None, kwargs: dict[str, Any]
+    mask: SegmentMask,
+    sliding_window: int | None,
+    is_causal: bool | None,
+    implementation: str | None,
+    kwargs: dict[str, Any],
 ) -> None:
-    if sliding_window is not None and sliding_window != mask.window:
+    if sliding_window is not None and sliding_window != mask.window and implementation not in MASK_ONLY:
         raise ValueError(
-            f"packed attention: the layer's sliding_window is {sliding_window}, its mask's window {mask.window}"
+            f"packed attention: the layer's sliding_window is {sliding_window}, its mask's window {mask.window}; "
+            f"upstream's {implementation} reads the first and its {' and '.join(MASK_ONLY)} the second"
         )
     if is_causal is False:
         raise ValueError("packed attention is causal, the layer asks for is_causal=False")

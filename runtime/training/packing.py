@@ -238,7 +238,7 @@ def own_positions(packing: Any, counted: Tensor | None) -> Tensor | None:
     """Positions of a row's tokens, for a model that counts them itself.
 
     Args:
-        packing: the packing; without one the count is returned as it came.
+        packing: the packing, or a mask of one; without one the count is returned as it came.
         counted: int64 ``[S]``, counted from the row's start, or None where a part of the model would count them.
     Returns:
         int64 ``[T]``, of this rank's tokens where the row is shared: as the caller gave them, or counted from the start
@@ -246,6 +246,7 @@ def own_positions(packing: Any, counted: Tensor | None) -> Tensor | None:
     Raises:
         ValueError: positions of several axes.
     """
+    packing = getattr(packing, "packing", packing)
     if not isinstance(packing, Packing):
         return counted
     if packing.position_ids.dim() != 2:

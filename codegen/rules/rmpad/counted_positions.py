@@ -7,13 +7,15 @@ import libcst as cst
 from codegen.ir import Role
 from codegen.recognize.calls import bound_to
 from codegen.rules.base import Case, Edit, Edits, Match, NotApplicable, Site
-from codegen.rules.rmpad.packed_input import IDS, POSITIONS, packing_name
+from codegen.rules.rmpad.packed_input import IDS, MASK, POSITIONS, packing_name
 from codegen.syntax import (
     assignment,
     code,
     dotted,
+    every_statement,
     expression,
     find,
+    names,
     parameters,
     self_attribute,
     statements,
@@ -26,7 +28,7 @@ PAST = "past_key_values_length"
 
 class CountedPositions:
     id = "rmpad/counted-positions"
-    roles = frozenset({Role.WRAPPER, Role.BACKBONE})
+    roles = frozenset({Role.WRAPPER, Role.BACKBONE, Role.ATTENTION})
     summary = "takes the positions of the packed tokens where upstream counts them along the row"
     why = "a packed row starts over with every sequence"
     cases = (
@@ -42,6 +44,24 @@ class CaseModel:
     def forward(self, input_ids=None, attention_mask=None, **kwargs):
         position_ids = own_positions(attention_mask, torch.arange(past_length, length + past_length, device=input_ids.device))
         return self.embed_positions(input_ids, position_ids=position_ids)
+""",
+        ),
+        Case(
+            """
+class CaseAttention:
+    def forward(self, x, attention_mask=None, past_key_values=None):
+        if self.tunes:
+            positions = torch.arange(x.shape[1], device=x.device) + past_key_values.get_seq_length()
+            x = x * positions
+        return past_key_values.update(x, x, self.layer_idx)
+""",
+            "CaseAttention.forward",
+            """
+    def forward(self, x, attention_mask=None, past_key_values=None):
+        if self.tunes:
+            positions = own_positions(attention_mask, torch.arange(x.shape[1], device=x.device) + past_key_values.get_seq_length())
+            x = x * positions
+        return past_key_values.update(x, x, self.layer_idx)
 """,
         ),
         Case(
@@ -76,9 +96,16 @@ class CaseModel:
 
     def match(self, site: Site) -> Match:
         function = site.function
-        if IDS not in parameters(function):
+        labels = set(parameters(function))
+        if OWN in names(function.body) or not labels & {IDS, MASK}:
             return NotApplicable()
         edits = []
+        if IDS not in labels:  # below the embedding: anything counted along the row
+            for line in every_statement(function.body):
+                bound = assignment(line)
+                if bound is not None and isinstance(bound[0], cst.Name) and _counts(bound[1]):
+                    edits.append(Edit(bound[1], expression(f"{OWN}({MASK}, COUNTED)", COUNTED=bound[1])))
+            return Edits(edits, {OWN: "runtime.training.packing"}) if edits else NotApplicable()
         for line in statements(function):
             bound = assignment(line)
             if bound is not None and code(bound[0]) == POSITIONS and _counts(bound[1]):
