@@ -16,7 +16,9 @@ Tested with triton 3.9.0 and liger-kernel 0.8.5 (the internals it changes are th
 import ctypes
 import os
 import sys
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -69,6 +71,31 @@ def install() -> None:
     _bfloat16(interpreter, tl)
     _first_configuration(autotuner)
     _installed = True
+
+
+@contextmanager
+def launches() -> Iterator[Counter[str]]:
+    """Counts launches by name of kernel for as long as the context lasts: whether the kernel, not upstream's
+    arithmetic, gave the numbers.
+
+    Raises:
+        RuntimeError: the interpreter is not used in this process.
+    """
+    if not _installed:
+        raise RuntimeError("launches are counted in the interpreter: call install() first")
+    interpreted: Any = import_module("triton.runtime.interpreter").InterpretedFunction
+    counts: Counter[str] = Counter()
+    run = interpreted.run
+
+    def counted(self: Any, *args: object, **kwargs: object) -> Any:
+        counts[self.fn.__name__] += 1
+        return run(self, *args, **kwargs)
+
+    interpreted.run = counted
+    try:
+        yield counts
+    finally:
+        interpreted.run = run
 
 
 def _require(owner: object, names: tuple[str, ...], version: str) -> None:
