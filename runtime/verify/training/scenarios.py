@@ -13,6 +13,7 @@ from runtime.verify.training import sequences
 from runtime.verify.training.compare import logits_error
 from runtime.verify.training.hidden_states import hidden_states
 from runtime.verify.training.isolation import changing
+from runtime.verify.training.requests import both_sides, hidden_states_of_layers, tuples
 from runtime.verify.training.router import has_router_loss, router_loss, router_loss_unpadded
 from runtime.verify.training.sequences import Batch, Sample, padded_left, padded_right
 from runtime.verify.training.steps import accumulation, training
@@ -178,7 +179,13 @@ SCENARIOS = (
     Scenario("undone", _undo),
 )
 
-PACKED = (*SCENARIOS, Scenario("hidden states", hidden_states))
+PACKED = (
+    *SCENARIOS,
+    Scenario("hidden states", hidden_states),
+    Scenario("hidden states of layers", hidden_states_of_layers),
+    Scenario("tuples", tuples),
+    Scenario("attention to both sides", both_sides),
+)
 """For variants that pack below the head."""
 
 ROUTER = (Scenario("router loss", router_loss), Scenario("router loss without padding", router_loss_unpadded))
