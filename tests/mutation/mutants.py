@@ -1,35 +1,25 @@
-"""Variants as the compiler would write them without one rule or one fact, and a way to run them.
+"""Compilers that lack one thing each: a step of a target, a kind of fact, a check; or that claim a wrong fact."""
 
-The generated tree is left alone: the text is compiled in memory, and takes the generated module's place in this process
-for as long as a context lasts.
-"""
-
-import importlib
-import importlib.util
-import sys
-import tempfile
-import types
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
-from pathlib import Path
 
-import generated
-from codegen.derive import derive
-from codegen.driver import Compiled
-from codegen.emit import manifest
-from codegen.emit.module import render
-from codegen.ir import FamilyIR, NormScale, RotaryStyle
-from codegen.recognize.family import recognize
-from codegen.shared import shared_functions
-from codegen.source import installed
-from codegen.targets.base import Target
+from codegen.ir import AttentionStyle, FamilyIR, NormScale, Role, RotaryStyle
+from codegen.recognize.packable import ID as PACKABLE
+from codegen.targets import TARGETS
+from codegen.targets.base import Check, Step, Target
 from codegen.targets.qeff import QEFF
-from codegen.upstream import UpstreamModule
+from codegen.targets.rmpad import RMPAD, RMS_NORM
+from runtime.training.features import KERNELS
 
-GENERATED = Path(next(iter(generated.__path__)))
-PACKAGE = f"generated.{QEFF.name}"
+EXPERTS = "experts"
+CHECKS: dict[str, tuple[str, ...]] = {
+    PACKABLE: (
+        "an attention that only its mask keeps from seeing a token",
+        "default positions counted from a row's start",
+        "the padding mask handed to a mask factory or to a carrier, or tested for None",
+    )
+}
+"""What the checks of targets expect, by their id: each is left out alone."""
 
 
 def _same_target(target: Target) -> Target:
@@ -40,104 +30,143 @@ def _same_facts(family: FamilyIR) -> FamilyIR:
     return family
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Mutation:
-    """A compiler that lacks one thing: a step of the target, or a kind of fact."""
+    """A compiler of one target that lacks one thing.
+
+    Attributes:
+        on: whether a family has it; by default, whether the facts are others.
+        rule: the step that is gone.
+        kernel: the feature that goes with it.
+        same_numbers: whether the numbers of float32 stay what they are.
+        lifts: the check whose refusals are taken back, where there is no text without the mutation.
+    """
 
     name: str
+    of: Target
     target: Callable[[Target], Target] = _same_target
     facts: Callable[[FamilyIR], FamilyIR] = _same_facts
+    on: Callable[[FamilyIR], bool] | None = None
+    rule: str = ""
+    kernel: str = ""
+    same_numbers: bool = False
+    lifts: str = ""
+
+    def touches(self, family: FamilyIR) -> bool:
+        """Whether a family has, as far as its facts go, what is taken away."""
+        return self.facts(family) != family if self.on is None else self.on(family)
 
 
-NOTHING = Mutation("nothing")
+NOTHING: dict[str, Mutation] = {name: Mutation("nothing", target) for name, target in TARGETS.items()}
 
 
-def _without_step(rule: str) -> Mutation:
-    return Mutation(rule, target=lambda t: replace(t, steps=tuple(s for s in t.steps if s.rule.id != rule)))
-
-
-def _without_norms(scale: NormScale) -> Mutation:
+def _without_step(target: Target, step: Step) -> Mutation:
+    rule = step.rule.id
     return Mutation(
-        f"norm: {scale.name.lower()}",
+        rule,
+        target,
+        target=lambda t: replace(t, steps=tuple(s for s in t.steps if s.rule.id != rule)),
+        rule=rule,
+        kernel=step.feature if step.feature in KERNELS else "",
+        same_numbers=step.feature in KERNELS,
+    )
+
+
+def _without_norms(target: Target, scale: NormScale) -> Mutation:
+    return Mutation(
+        f"{target.name}/norm: {scale.name.lower()}",
+        target,
         facts=lambda f: replace(f, norms=tuple(n for n in f.norms if n.scale is not scale)),
+        kernel=RMS_NORM if target is RMPAD else "",
+        same_numbers=True,
     )
 
 
-def _without_rotaries(style: RotaryStyle) -> Mutation:
+def _without_rotaries(target: Target, style: RotaryStyle) -> Mutation:
     return Mutation(
-        f"rotary: {style.name.lower()}",
+        f"{target.name}/rotary: {style.name.lower()}",
+        target,
         facts=lambda f: replace(f, rotaries=tuple(r for r in f.rotaries if r.style is not style)),
+        same_numbers=True,
     )
 
 
-RULES: tuple[Mutation, ...] = tuple(_without_step(step.rule.id) for step in QEFF.steps)
-NORMS: tuple[Mutation, ...] = tuple(_without_norms(scale) for scale in NormScale)
-ROTARIES: tuple[Mutation, ...] = tuple(_without_rotaries(style) for style in RotaryStyle)
-MUTATIONS: dict[str, Mutation] = {m.name: m for m in (*RULES, *NORMS, *ROTARIES)}
+def _without_experts(target: Target) -> Mutation:
+    return Mutation(
+        f"{target.name}/experts",
+        target,
+        target=lambda t: replace(t, experts_mixin=""),
+        on=lambda f: bool(f.experts),
+        kernel=EXPERTS,
+        same_numbers=True,
+    )
 
 
-@cache
-def recorded() -> tuple[Compiled, ...]:
-    """What the manifest says of each generated file, the shortest text first."""
-    found = manifest.read(GENERATED / manifest.NAME)
-    assert found is not None, "nothing was generated"
-    entries = [e.compiled for (target, _), e in found.entries.items() if target == QEFF.name and e.output]
-    return tuple(sorted(entries, key=lambda c: (len(written(c.stem)), c.stem)))
+def _without_expert_classes(target: Target) -> Mutation:
+    return Mutation(
+        f"{target.name}/classes of experts",
+        target,
+        facts=lambda f: replace(f, experts=()),
+        kernel=EXPERTS,
+        same_numbers=True,
+    )
 
 
-def file_of(family: str) -> Compiled:
-    """The generated file that serves a family."""
-    return next(c for c in recorded() if any(f.model_type == family for f in c.generated))
+def _without_wrappers(target: Target) -> Mutation:
+    return Mutation(
+        f"{target.name}/wrappers",
+        target,
+        target=lambda t: replace(t, models=None),
+        on=lambda f: bool(f.with_role(Role.WRAPPER)),
+    )
 
 
-def written(stem: str) -> str:
-    """The generated file's text, as it is on disk."""
-    return (GENERATED / QEFF.name / f"{stem}.py").read_text("utf-8")
+def _with_interfaces(target: Target) -> Mutation:
+    return Mutation(
+        f"{target.name}/attention: every one an interface",
+        target,
+        facts=lambda f: replace(f, attentions=tuple((name, AttentionStyle.INTERFACE) for name, _ in f.attentions)),
+    )
 
 
-@cache
-def _recognized(path: str) -> tuple[UpstreamModule, FamilyIR]:
-    module = UpstreamModule(path, installed().text(path))
-    heads = next(tuple((f.model_type, f.head) for f in c.generated) for c in recorded() if c.path == path)
-    return module, recognize(module, heads)
+def _without_embedders(target: Target) -> Mutation:
+    return Mutation(f"{target.name}/embedders", target, facts=lambda f: replace(f, embedders=()))
 
 
-def text_of(path: str, mutation: Mutation) -> str:
-    """One upstream file's variants without something. Raises Refused where the compiler notices."""
-    module, family = _recognized(path)
-    emitted = derive(module, mutation.facts(family), mutation.target(QEFF))
-    return render(emitted, *shared_functions(emitted))
+def _without_decorator(target: Target, name: str) -> Mutation:
+    return Mutation(
+        f"{target.name}/decorator: {name}",
+        target,
+        target=lambda t: replace(t, decorators=t.decorators - {name}),
+        on=lambda f: True,
+    )
 
 
-def applies(mutation: Mutation, compiled: Compiled) -> bool:
-    """Whether the file's variants use what the mutation takes away."""
-    if mutation in RULES:
-        return any(mutation.name in rules for _, rules in compiled.rules)
-    _, family = _recognized(compiled.path)
-    return mutation.facts(family) != family
+def _without_check(target: Target, rule: str, expected: str) -> Mutation:
+    def less(check: Check) -> Check:
+        return lambda module, family: [d for d in check(module, family) if (d.rule, d.expected) != (rule, expected)]
+
+    return Mutation(
+        f"{target.name}/{rule.rsplit('/')[-1]}: {expected}",
+        target,
+        target=lambda t: replace(t, checks=tuple(map(less, t.checks))),
+        lifts=rule,
+    )
 
 
-@contextmanager
-def in_place_of(stem: str, text: str) -> Iterator[types.ModuleType]:
-    """The text as the generated module, for everyone who imports it or holds its name."""
-    name = f"{PACKAGE}.{stem}"
-    package = importlib.import_module(PACKAGE)
-    before, attribute = sys.modules.pop(name, None), package.__dict__.get(stem)
-    with tempfile.TemporaryDirectory(prefix="regraft-mutant-") as folder:
-        path = Path(folder) / f"{stem}.py"
-        path.write_text(text, "utf-8")  # an export reads the texts that made it
-        spec = importlib.util.spec_from_file_location(name, path)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        try:
-            spec.loader.exec_module(module)
-            setattr(package, stem, module)
-            yield module
-        finally:
-            del sys.modules[name]
-            package.__dict__.pop(stem, None)
-            if before is not None:
-                sys.modules[name] = before
-            if attribute is not None:
-                setattr(package, stem, attribute)
+RULES: tuple[Mutation, ...] = tuple(_without_step(t, step) for t in (QEFF, RMPAD) for step in t.steps)
+FACTS: tuple[Mutation, ...] = (
+    *(_without_norms(QEFF, scale) for scale in NormScale),
+    *(_without_rotaries(QEFF, style) for style in RotaryStyle),
+    *(_without_norms(RMPAD, scale) for scale in NormScale),
+    _without_experts(RMPAD),
+    _without_expert_classes(RMPAD),
+    _without_wrappers(RMPAD),
+    _with_interfaces(RMPAD),
+    _without_embedders(RMPAD),
+    *(_without_decorator(RMPAD, name) for name in sorted(RMPAD.decorators)),
+)
+LIFTED: tuple[Mutation, ...] = tuple(
+    _without_check(RMPAD, rule, expected) for rule, all_expected in CHECKS.items() for expected in all_expected
+)
+MUTATIONS: dict[str, Mutation] = {m.name: m for m in (*RULES, *FACTS, *LIFTED)}

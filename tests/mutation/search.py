@@ -1,22 +1,27 @@
-"""Finds for every mutation a family that shows it, and writes them down: ``python tests/mutation/search.py [NAME...]``.
+"""Finds for every mutation a family that shows it, and writes it down: ``python tests/mutation/search.py [NAME...]``.
 
-The cheapest evidence first: a refusal, then checks in torch, then of facts the exported graph's operators, then checks
-in ONNX Runtime, then the other cases; within each, the families with the shortest variants first.
+With ``--dry`` nothing is written. The cheapest evidence first: a refusal, then the default case in the first stage;
+then, of what keeps the numbers, operators of an exported graph or launches of kernels; then the default case in the
+other stages, and the other cases; within each, the families with the shortest variants first.
 """
 
+import os
 import sys
 import time
 from collections.abc import Iterator
 from functools import cache
 
-import tomlkit
-from evidence import WITNESSES, Witness, checks, failed, makes_a_difference, mutant, operators, refusal, row, witnesses
-from mutants import MUTATIONS, NORMS, NOTHING, ROTARIES, Mutation, applies, file_of, recorded
+import witnesses
+from evidence import OF, failed
+from mutants import MUTATIONS, NOTHING, Mutation
+from texts import applies, families_of, file_of, makes_a_difference, recorded
+from witnesses import Witness, refusal
 
 from runtime.verify.cases import DEFAULT, cases_for
 
 FAMILIES = 6
 """How many families are tried where many have the thing: what none of them shows, none of the others will."""
+INTERPRET = "TRITON_INTERPRET"
 
 
 def search(mutation: Mutation) -> Witness | None:
@@ -25,61 +30,54 @@ def search(mutation: Mutation) -> Witness | None:
 
 
 def _found(mutation: Mutation) -> Iterator[Witness]:
-    families = [c.generated[0].model_type for c in recorded() if applies(mutation, c)][:FAMILIES]
-    assert families, f"no family has {mutation.name}"
+    target = mutation.of.name
+    evidence = OF[target]
+    having = [f for c in recorded(target) for f in families_of(c)[:1] if applies(mutation, f)]
+    assert having, f"no family has {mutation.name}"
     alive = []
-    for family in families:
+    for family in having if mutation.lifts else having[:FAMILIES]:
         refused = refusal(family, mutation)
-        if refused:
+        if refused and not mutation.lifts:
             yield Witness(family, refused=refused)
-        elif makes_a_difference(family, mutation):
+        elif not refused and makes_a_difference(family, mutation):
             alive.append(family)
+    first, *others = evidence.STAGES
     for family in alive:
-        yield from _of(family, mutation, DEFAULT, "kv")
-    if mutation in (*NORMS, *ROTARIES):  # in float32 the same numbers: only the graph shows them
+        yield from _of(family, mutation, DEFAULT, first)
+    if mutation.same_numbers:
         for family in alive:
-            yield from _of_graph(family, mutation)
-    for family in alive:
-        yield from _of(family, mutation, DEFAULT, "ort")
-    for stage in ("kv", "ort"):
+            yield from evidence.beyond_numbers(family, mutation)
+    for stage in others:
         for family in alive:
-            for case in cases_for(family, file_of(family).switches).cases[1:]:
+            yield from _of(family, mutation, DEFAULT, stage)
+    for stage in evidence.STAGES:
+        for family in alive:
+            for case in cases_for(family, file_of(target, family).switches).cases[1:]:
                 yield from _of(family, mutation, case.name, stage)
 
 
 def _of(family: str, mutation: Mutation, case: str, stage: str) -> Iterator[Witness]:
-    started = time.process_time()
+    evidence, started = OF[mutation.of.name], time.process_time()
     try:
-        with mutant(family, mutation):
-            wrong = failed(checks(family, case, stage))
+        with evidence.mutant(family, mutation):
+            wrong = failed(evidence.checks(family, case, stage))
     except (RuntimeError, KeyError):  # upstream refuses the case
         return
     if wrong is not None:
         print(f"  {wrong.scenario}: {wrong.error or ''} {wrong.message}", file=sys.stderr)
-    if wrong is not None and _passes(family, case, stage):
+    if wrong is not None and (mutation.lifts or _passes(mutation.of.name, family, case, stage)):
         yield Witness(family, case=case, stage=stage, check=wrong.scenario)
     print(f"  {mutation.name}: {family} {case} {stage} {time.process_time() - started:.1f} s", file=sys.stderr)
 
 
 @cache
-def _passes(family: str, case: str, stage: str) -> bool:
-    with mutant(family, NOTHING):
-        return failed(checks(family, case, stage)) is None
+def _passes(target: str, family: str, case: str, stage: str) -> bool:
+    with OF[target].mutant(family, NOTHING[target]):
+        return failed(OF[target].checks(family, case, stage)) is None
 
 
-def _of_graph(family: str, mutation: Mutation) -> Iterator[Witness]:
-    with mutant(family, NOTHING):
-        whole = operators(family)
-    with mutant(family, mutation):
-        less = operators(family)
-    for lost in sorted(whole - less, key=lambda name: ("::" not in name, name)):  # the engine's own come first
-        yield Witness(family, lost=lost)
-    for gained in sorted(less - whole):
-        yield Witness(family, gained=gained)
-
-
-def main(names: list[str]) -> int:
-    found = witnesses() if WITNESSES.is_file() else {}
+def main(names: list[str], dry: bool) -> int:
+    found = witnesses.read()
     blind = []
     for name in names or MUTATIONS:
         started = time.process_time()
@@ -90,11 +88,13 @@ def main(names: list[str]) -> int:
         else:
             found[name] = witness
         print(f"{name}: {witness} ({time.process_time() - started:.1f} s)", flush=True)
-        ordered = {n: row(found[n]) for n in MUTATIONS if n in found}
-        WITNESSES.write_text("# Written by tests/mutation/search.py.\n\n" + tomlkit.dumps(ordered), "utf-8")
+        if not dry:
+            witnesses.write(found)
     print("nothing shows: " + (", ".join(blind) or "none"))
     return bool(blind)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    if os.environ.get(INTERPRET) != "1":  # kernels run on any machine, if that is chosen before triton is imported
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | {INTERPRET: "1"})
+    sys.exit(main([name for name in sys.argv[1:] if name != "--dry"], "--dry" in sys.argv))
