@@ -1,7 +1,7 @@
 # make            set up, compile every family, verify a few, show the coverage table
 # make test       set up, lint, types, tests: what CI runs
 # make verify-all verify every family with every case and record it in generated/ (hours on two cores)
-# make bench      ratios of the compiler and of imports, measured side by side
+# make bench      ratios of the compiler, of imports and of training steps, measured side by side
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -46,3 +46,4 @@ verify-all: install
 bench: install
 	$(BIN)/python benchmarks/compile.py
 	$(BIN)/python benchmarks/import_time.py
+	$(BIN)/python benchmarks/training.py

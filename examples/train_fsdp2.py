@@ -7,6 +7,7 @@ ranks, whatever their number on each.
 """
 
 import argparse
+import gc
 import json
 from typing import Any
 
@@ -83,7 +84,11 @@ def main() -> None:
             print(json.dumps({"unpatched": unpatched, "patched": patched, "largest_difference": difference}))
         else:
             print(side_by_side(unpatched, patched))
+    # Sharded modules refer to each other and to the group; one that outlives it can abort the process at its end.
+    gc.collect()
+    dist.barrier()
     dist.destroy_process_group()
+    gc.collect()
 
 
 if __name__ == "__main__":
