@@ -1,14 +1,17 @@
-"""One upstream modeling file, parsed once: its classes, functions, imports, and where things stand in it."""
+"""One modeling file of upstream: its classes, functions and imports, what they build, and where things stand in it."""
 
 from __future__ import annotations
 
 import ast as python_ast
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import takewhile
 
 import libcst as cst
 from libcst.metadata import CodeRange, MetadataWrapper, PositionProvider
 
+from codegen.definitions import Definitions, Text, Values, first_line
 from codegen.diagnostics import Refused, Span, damaged
 from codegen.syntax import assignment, dotted, find, self_attribute, walk
 
@@ -44,23 +47,32 @@ class UpstreamModule:
         self.text = text
         try:
             self.ast = python_ast.parse(text)
-            self.tree = cst.parse_module(text)
         except SyntaxError as error:
             where = Span(path, error.lineno or 0, error.offset or 1)
             raise Refused(damaged(where, "Python source", f"a syntax error: {error.msg}")) from None
-        except cst.ParserSyntaxError as error:
-            where = Span(path, error.raw_line, error.raw_column + 1)
-            raise Refused(damaged(where, "Python source", f"a syntax error: {error.message}")) from None
         except ValueError as error:  # a NUL byte
             raise Refused(damaged(Span(path), "Python source", str(error))) from None
-        self.classes: dict[str, cst.ClassDef] = {}
-        self.functions: dict[str, cst.FunctionDef] = {}
-        self.constants: dict[str, cst.BaseExpression] = {}
+        source = Text(path, text)
+        self.classes = Definitions(source, cst.ClassDef)
+        self.functions = Definitions(source, cst.FunctionDef)
+        self.constants = Values(source)
         self.imports: dict[str, Import] = {}
         self._submodules: dict[str, Mapping[str, tuple[str, ...]]] = {}
         self._positions: dict[str, Mapping[cst.CSTNode, CodeRange]] = {}
         self._reachable: dict[tuple[str, str], tuple[Method, ...]] = {}
-        self._index(self.tree.body)
+        self._bases: dict[str, tuple[str, ...]] = {}
+        self._index(self.ast.body, len(source.lines) + 1)
+
+    @cached_property
+    def tree(self) -> cst.Module:
+        """The whole file. The compiler itself parses only the definitions that it looks at."""
+        return cst.parse_module(self.text)
+
+    @property
+    def header(self) -> tuple[str, ...]:
+        """The comment lines that the file begins with."""
+        lines = (line.strip() for line in self.text.splitlines())
+        return tuple(line for line in takewhile(lambda line: not line or line.startswith("#"), lines) if line)
 
     @property
     def name(self) -> str:
@@ -72,64 +84,54 @@ class UpstreamModule:
         """``modeling_llama``."""
         return self.path.rsplit("/", 1)[-1].removesuffix(".py")
 
-    def _index(self, body: Iterator[cst.CSTNode] | tuple[cst.CSTNode, ...] | list[cst.CSTNode] | object) -> None:
-        assert isinstance(body, tuple | list)
-        for node in body:
-            if isinstance(node, cst.ClassDef):
-                self.classes[node.name.value] = node
-            elif isinstance(node, cst.FunctionDef):
-                self.functions[node.name.value] = node
-            elif isinstance(node, cst.If):
-                self._index(node.body.body)
-            elif isinstance(node, cst.SimpleStatementLine):
-                self._index_line(node)
+    def _index(self, body: Sequence[python_ast.stmt], end: int) -> None:
+        """Notes what a block of the module's level binds; ``end`` is the line after the block."""
+        ends = [first_line(node) for node in body[1:]] + [end]
+        for node, after in zip(body, ends, strict=True):
+            if isinstance(node, python_ast.ClassDef):
+                self.classes.add(node, after)
+                self._bases[node.name] = tuple(python_ast.unparse(base) for base in node.bases)
+            elif isinstance(node, python_ast.FunctionDef):
+                self.functions.add(node, after)
+            elif isinstance(node, python_ast.If):
+                self._index(node.body, (node.body[-1].end_lineno or after - 1) + 1)
+            elif isinstance(node, python_ast.Import | python_ast.ImportFrom):
+                self._index_import(node)
+            else:
+                self.constants.add(node)
 
-    def _index_line(self, line: cst.SimpleStatementLine) -> None:
-        bound = assignment(line)
-        if bound is not None and isinstance(bound[0], cst.Name):
-            self.constants[bound[0].value] = bound[1]
-        for small in line.body:
-            if isinstance(small, cst.ImportFrom) and not isinstance(small.names, cst.ImportStar):
-                module = self._absolute(small)
-                for alias in small.names:
-                    original = str(alias.evaluated_name)
-                    name = alias.evaluated_alias or original
-                    self.imports[name] = Import(module, original, name)
-            elif isinstance(small, cst.Import):
-                for alias in small.names:
-                    full = str(alias.evaluated_name)
-                    name = alias.evaluated_alias or full.split(".")[0]
-                    self.imports[name] = Import(full if alias.evaluated_alias else name, None, name)
+    def _index_import(self, node: python_ast.Import | python_ast.ImportFrom) -> None:
+        for alias in node.names:
+            if isinstance(node, python_ast.ImportFrom):
+                if alias.name != "*":
+                    name = alias.asname or alias.name
+                    self.imports[name] = Import(self._absolute(node), alias.name, name)
+            else:
+                name = alias.asname or alias.name.split(".")[0]
+                self.imports[name] = Import(alias.name if alias.asname else name, None, name)
 
-    def _absolute(self, node: cst.ImportFrom) -> str:
-        tail = dotted(node.module) if node.module is not None else ""
-        if not node.relative:
-            return tail or ""
-        package = self.name.split(".")[: -len(node.relative)]
+    def _absolute(self, node: python_ast.ImportFrom) -> str:
+        tail = node.module or ""
+        if not node.level:
+            return tail
+        package = self.name.split(".")[: -node.level]
         return ".".join([*package, tail]) if tail else ".".join(package)
 
     # -- classes ------------------------------------------------------------------------------------------------
 
     def bases(self, name: str) -> tuple[str, ...]:
         """The class and its bases defined in this file, nearest first (depth first, as these files never diamond)."""
-        node = self.classes.get(name)
-        if node is None:
+        if name not in self._bases:
             return ()
         result = [name]
-        for base in node.bases:
-            label = dotted(base.value)
-            if label is not None and label in self.classes:
+        for label in self._bases[name]:
+            if label in self._bases:
                 result.extend(b for b in self.bases(label) if b not in result)
         return tuple(result)
 
     def external_bases(self, name: str) -> tuple[str, ...]:
         """Dotted bases of the class, or of its bases in this file, that are defined elsewhere."""
-        return tuple(
-            label
-            for base in self.bases(name)
-            for arg in self.classes[base].bases
-            if (label := dotted(arg.value)) is not None and label not in self.classes
-        )
+        return tuple(label for base in self.bases(name) for label in self._bases[base] if label not in self._bases)
 
     def method(self, cls: str, name: str) -> Method | None:
         for owner in self.bases(cls):
@@ -163,7 +165,7 @@ class UpstreamModule:
         result: list[str] = []
         for call in find(value, cst.Call):
             label = dotted(call.func)
-            if label in self.classes:
+            if label is not None and label in self.classes:
                 result.append(label)
             if isinstance(call.func, cst.Subscript) and isinstance(call.func.value, cst.Name):
                 table = self.dispatch_table(call.func.value.value)
@@ -178,7 +180,7 @@ class UpstreamModule:
                 return self._class_names(value.orelse)  # a causal LM alone has nothing to cross-attend to
             return (*self._class_names(value.body), *self._class_names(value.orelse))
         label = dotted(value)
-        return (label,) if label in self.classes else ()
+        return (label,) if label is not None and label in self.classes else ()
 
     def dispatch_table(self, name: str) -> Mapping[str, str]:
         """A module-level ``{"eager": C, ...}`` of classes of this file."""
@@ -189,7 +191,7 @@ class UpstreamModule:
         for element in value.elements:
             if isinstance(element, cst.DictElement) and isinstance(element.key, cst.SimpleString):
                 label = dotted(element.value)
-                if label in self.classes:
+                if label is not None and label in self.classes:
                     result[str(element.key.evaluated_value)] = label
         return result
 

@@ -70,7 +70,7 @@ def _header(emitted: EmittedModule) -> str:
 
 def _licence(module: UpstreamModule) -> list[str]:
     """Upstream's notice, from its copyright line on."""
-    lines = [line.comment.value for line in module.tree.header if line.comment is not None]
+    lines = list(module.header)
     start = next((i for i, line in enumerate(lines) if "copyright" in line.lower()), None)
     if start is None:
         return [

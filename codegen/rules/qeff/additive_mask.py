@@ -181,7 +181,12 @@ def _takes_token_mask(site: Site) -> bool:
     if site.cls:
         return False
     name, module = site.function.name.value, site.module
-    callers = [cls for cls in module.classes if any(name in names(m.node.body) for m in module.reachable_methods(cls))]
+    callers = [
+        cls
+        for cls in module.classes
+        if any(module.classes.mentions(owner, name) for owner in module.bases(cls))
+        and any(name in names(m.node.body) for m in module.reachable_methods(cls))
+    ]
     return bool(callers) and all(
         any(names(m.node.body) & set(BUILDERS) for m in module.reachable_methods(cls)) for cls in callers
     )
