@@ -5,9 +5,10 @@ from __future__ import annotations
 import ast
 import gc
 import signal
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
@@ -106,9 +107,10 @@ def compile_files(
 
 def _map(work: list[Work], jobs: int) -> Iterable[tuple[Compiled, ...]]:
     if jobs <= 1 or len(work) <= 1:
-        yield from (_guarded(*item) for item in work)
+        with _without_cycles():
+            yield from (_guarded(*item) for item in work)
         return
-    pool = ProcessPoolExecutor(max_workers=jobs, initializer=_end_quietly_when_interrupted)
+    pool = ProcessPoolExecutor(max_workers=jobs, initializer=_start_process)
     try:
         yield from pool.map(_guarded, *zip(*work, strict=True), chunksize=2)
     except BrokenProcessPool:
@@ -117,25 +119,28 @@ def _map(work: list[Work], jobs: int) -> Iterable[tuple[Compiled, ...]]:
         pool.shutdown(cancel_futures=True)
 
 
-def _end_quietly_when_interrupted() -> None:
-    """Ctrl-C goes to every process of the terminal; one of them is to say so."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+def _start_process() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C goes to every process of the terminal; one is to say so
+    gc.disable()
+
+
+@contextmanager
+def _without_cycles() -> Iterator[None]:
+    """Leaves out looking for cycles: syntax trees are millions of small objects and have none, and each look at them
+    all takes as long as parsing them."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _guarded(
     text: str, path: str, families: tuple[Family, ...], targets: tuple[str, ...], helpers: Helpers
 ) -> tuple[Compiled, ...]:
     """One file for all targets, with an error of the compiler turned into a refusal of the families at hand."""
-    gc.disable()  # a file is a million small objects without a cycle: looking for one again and again doubles the time
-    try:
-        return _compiled(text, path, families, targets, helpers)
-    finally:
-        gc.enable()
-
-
-def _compiled(
-    text: str, path: str, families: tuple[Family, ...], targets: tuple[str, ...], helpers: Helpers
-) -> tuple[Compiled, ...]:
     try:
         module = UpstreamModule(path, text)
     except Refused as error:
