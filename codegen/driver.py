@@ -145,6 +145,8 @@ def _guarded(
         module = UpstreamModule(path, text)
     except Refused as error:
         return tuple(Compiled(path, t, (), tuple((f, error.diagnostics) for f in families)) for t in targets)
+    except Exception as error:
+        return tuple(_failed(path, families, t, error) for t in targets)
     facts = _Facts(module)
     return tuple(_guarded_target(facts, families, target, helpers) for target in targets)
 
@@ -178,14 +180,17 @@ class _Facts:
 
 
 def _guarded_target(facts: _Facts, families: tuple[Family, ...], target_name: str, helpers: Helpers) -> Compiled:
-    module = facts.module
     try:
         return _compile(facts, families, TARGETS[target_name], helpers)
     except Exception as error:
-        found = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        help = "this is an error of the compiler, not of the file; report it with the file's name and release"
-        refusal = Diagnostic(Span(module.path), "compiler", "a variant or a refusal", found, help)
-        return Compiled(module.path, target_name, (), tuple((f, (refusal,)) for f in families))
+        return _failed(facts.module.path, families, target_name, error)
+
+
+def _failed(path: str, families: tuple[Family, ...], target_name: str, error: Exception) -> Compiled:
+    found = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    help = "this is an error of the compiler, not of the file; report it with the file's name and release"
+    refusal = Diagnostic(Span(path), "compiler", "a variant or a refusal", found, help)
+    return Compiled(path, target_name, (), tuple((f, (refusal,)) for f in families))
 
 
 def compile_text(

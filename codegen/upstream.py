@@ -87,7 +87,7 @@ class UpstreamModule:
     def _index(self, body: Sequence[python_ast.stmt], end: int) -> None:
         """Notes what a block of the module's level binds; ``end`` is the line after the block."""
         ends = [first_line(node) for node in body[1:]] + [end]
-        for node, after in zip(body, ends, strict=True):
+        for node, after in zip(body, ends, strict=False):  # an empty file has an end alone
             if isinstance(node, python_ast.ClassDef):
                 self.classes.add(node, after)
                 self._bases[node.name] = tuple(python_ast.unparse(base) for base in node.bases)

@@ -37,6 +37,21 @@ class CaseForCausalLM:
             """
 class CaseForCausalLM:
     def forward(self, x, logits_to_keep=0):
+        slice_indices = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(x[:, slice_indices, :])
+        return Output(logits=logits * self.scale)
+""",
+            "CaseForCausalLM.forward",
+            """
+    def forward(self, x):
+        logits = self.lm_head(last_token(x, position_ids))
+        return Output(logits=(logits * self.scale).float())
+""",
+        ),
+        Case(
+            """
+class CaseForCausalLM:
+    def forward(self, x, logits_to_keep=0):
         return Output(logits=self.lm_head(x[logits_to_keep]))
 """,
             "CaseForCausalLM.forward",
@@ -75,8 +90,15 @@ class CaseForCausalLM:
         for returned in find(function.body, cst.Return):
             given = arguments(returned.value).get("logits") if isinstance(returned.value, cst.Call) else None
             if given is not None and not code(given.value).endswith(".float()"):
-                edits.append(Edit(given.value, expression("LOGITS.float()", LOGITS=given.value)))
+                edits.append(Edit(given.value, expression("LOGITS.float()", LOGITS=_one_term(given.value))))
         return Edits(edits, {"last_token": "runtime.qeff.logits"})
+
+
+def _one_term(value: cst.BaseExpression) -> cst.BaseExpression:
+    """The value such that an attribute of it can be written: ``a * b`` in parentheses."""
+    if value.lpar or isinstance(value, cst.Name | cst.Attribute | cst.Subscript | cst.Call):
+        return value
+    return value.with_changes(lpar=[cst.LeftParen()], rpar=[cst.RightParen()])
 
 
 def _is_slice_of_positions(node: cst.Subscript, slices: set[str]) -> bool:
