@@ -11,6 +11,7 @@ import pytest
 
 from codegen.discovery import discover
 from codegen.source import Release, installed
+from codegen.targets import TARGETS
 
 ROOT = Path(__file__).resolve().parents[2]
 # all general shapes: rotary, learned positions, fused projections, experts, a window per layer, and one refusal
@@ -83,8 +84,9 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 
 def test_it_is_a_whole_tree(expected: dict[str, bytes]) -> None:
-    variants = {f"qeff/modeling_{family}.py" for family in FAMILIES if family != "mamba"}
-    assert set(expected) == {"__init__.py", "MANIFEST.toml", "COVERAGE.md", "qeff/__init__.py", *variants}
+    variants = {f"{target}/modeling_{family}.py" for target in TARGETS for family in FAMILIES if family != "mamba"}
+    packages = {"__init__.py", *(f"{target}/__init__.py" for target in TARGETS)}
+    assert set(expected) == {"MANIFEST.toml", "COVERAGE.md", *packages, *variants}
     assert b"mamba" in expected["COVERAGE.md"]
 
 
@@ -123,6 +125,7 @@ def test_the_blocked_process_really_has_no_torch(tmp_path: Path) -> None:
 
 
 def test_the_committed_variants_are_what_the_compiler_writes(expected: dict[str, bytes]) -> None:
-    for path, content in expected.items():
-        if path.startswith("qeff/modeling_"):
-            assert (ROOT / "generated" / path).read_bytes() == content, f"{path} is stale; run regraft generate"
+    compared = {path: content for path, content in expected.items() if "/modeling_" in path}
+    assert {path.split("/")[0] for path in compared} == set(TARGETS)
+    for path, content in compared.items():
+        assert (ROOT / "generated" / path).read_bytes() == content, f"{path} is stale; run regraft generate"

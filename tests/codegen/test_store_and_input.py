@@ -1,5 +1,6 @@
 """Wrong input and bad luck: a message that names the place, the documented exit code, and the tree as it was."""
 
+import ast
 import contextlib
 import errno
 import io
@@ -22,11 +23,16 @@ from codegen import store
 from codegen.emit import manifest
 from codegen.rules.base import Match, Site
 from codegen.rules.qeff.cache_update import CacheUpdate
+from codegen.rules.rmpad.packed_input import PackedInput
 from codegen.source import installed
+from codegen.targets import TARGETS
+from codegen.upstream import UpstreamModule
 
 ROOT = Path(__file__).resolve().parents[2]
 HEADS = {"glm": "GlmForCausalLM", "llama": "LlamaForCausalLM", "phi": "PhiForCausalLM"}
 HURT = "models/phi/modeling_phi.py"
+PACKAGES = {"__init__.py", *(f"{target}/__init__.py" for target in TARGETS)}
+TABLES = {"COVERAGE.md", "MANIFEST.toml"}
 DONE, DIFFERENT, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
 
 
@@ -52,6 +58,15 @@ def _command(arguments: Sequence[object]) -> Ended:
             command.main()
     assert "Traceback" not in err.getvalue()
     return Ended(int(ended.value.code or 0), out.getvalue(), err.getvalue())
+
+
+def _variants(*families: str) -> list[str]:
+    """The generated file of each family for every target."""
+    return sorted(f"{target}/modeling_{family}.py" for target in TARGETS for family in families)
+
+
+PHI, LLAMA = _variants("phi"), _variants("llama")
+WHOLE = {*PACKAGES, *TABLES, *_variants(*HEADS)}
 
 
 class Bench:
@@ -115,8 +130,9 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert done.code == DONE
     assert done.out == (
         f"transformers {installed().version}: 3 families generated, 0 refused;"
-        " 7 files created, 0 updated, 0 removed, 0 unchanged\n"
+        f" {len(WHOLE)} files created, 0 updated, 0 removed, 0 unchanged\n"
     )
+    assert set(Bench(root).tree()) == WHOLE
     return root
 
 
@@ -130,7 +146,8 @@ def test_nothing_changed(bench: Bench) -> None:
     with bench.untouched():
         assert bench.check().code == DONE
         done = bench.generate()
-        assert done.code == DONE and "0 files created, 0 updated, 0 removed, 7 unchanged" in done.out
+        assert done.code == DONE
+        assert f"0 files created, 0 updated, 0 removed, {len(WHOLE)} unchanged" in done.out
 
 
 # ------------------------------------------------------------------------------------------------------------- options
@@ -147,25 +164,32 @@ def test_unknown_family(bench: Bench, name: str) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["no-such-command"], ["generate", "--jobs", "0"], ["generate", "--no-such-option"], ["diff"], ["rules", "qeff/x"]],
+    [
+        ["no-such-command"],
+        ["generate", "--jobs", "0"],
+        ["generate", "--no-such-option"],
+        ["diff"],
+        ["diff", "llama", "--target", "none"],
+        ["inspect", "llama", "--target", "none"],
+        ["rules", "qeff/x"],
+    ],
 )
 def test_unusable_options(bench: Bench, arguments: list[str]) -> None:
     assert bench.run(*arguments).code == UNUSABLE
 
 
-def test_unknown_rule_is_told_its_neighbours(bench: Bench) -> None:
-    done = bench.run("rules", "qeff/cache-updat")
-    assert done.code == UNUSABLE and "did you mean qeff/cache-update" in done.err
+@pytest.mark.parametrize("rule", ["qeff/cache-update", "rmpad/packed-input"])
+def test_unknown_rule_is_told_its_neighbours(bench: Bench, rule: str) -> None:
+    done = bench.run("rules", rule[:-1])
+    assert done.code == UNUSABLE and f"did you mean {rule}" in done.err
 
 
 def test_families_named_on_an_empty_tree_are_all_that_is_compiled(bench: Bench) -> None:
     shutil.rmtree(bench.out)
     assert bench.generate("llama").code == DONE
-    assert set(bench.tree()) == {
-        "__init__.py", "COVERAGE.md", "MANIFEST.toml", "qeff/__init__.py", "qeff/modeling_llama.py",
-    }  # fmt: skip
+    assert set(bench.tree()) == {*PACKAGES, *TABLES, *LLAMA}
     assert bench.generate("glm").code == DONE
-    assert {"qeff/modeling_llama.py", "qeff/modeling_glm.py"} <= set(bench.tree())
+    assert set(bench.tree()) == {*PACKAGES, *TABLES, *_variants("llama", "glm")}
     assert bench.check().code == DIFFERENT, "a family is missing"
 
 
@@ -243,7 +267,7 @@ def test_the_others_go_on_beside_a_damaged_file(bench: Bench) -> None:
         done = bench.generate()
         assert done.code == DIFFERENT and f"{HURT}:100:" in done.err
         assert "3 families" not in done.out
-        assert "qeff/modeling_llama.py" in bench.tree() and "qeff/modeling_phi.py" not in bench.tree()
+        assert set(bench.tree()) == WHOLE - set(PHI)
         assert "a syntax error" in (bench.out / "COVERAGE.md").read_text("utf-8")
     bench.damage(lambda path: path.write_text(installed().text(HURT), "utf-8"))
     assert bench.generate().code == DONE, "and once the file is whole, all is well"
@@ -258,10 +282,11 @@ def test_a_repaired_file_needs_nothing(bench: Bench) -> None:
         assert bench.check().code == DONE
 
 
+@pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("name", ["diff", "inspect"])
-def test_questions_about_a_damaged_file(bench: Bench, name: str) -> None:
+def test_questions_about_a_damaged_file(bench: Bench, name: str, target: str) -> None:
     bench.damage(_syntax_error)
-    done = bench.run(name, "phi", "--source", bench.source)
+    done = bench.run(name, "phi", "--source", bench.source, "--target", target)
     assert done.code in (DIFFERENT, UNUSABLE) and f"{HURT}:100:" in done.err
 
 
@@ -349,13 +374,13 @@ def _in_an_unknown_shape(path: Path) -> None:
 def test_a_new_refusal(bench: Bench) -> None:
     bench.damage(_in_an_unknown_shape)
     checked = bench.check()
-    assert (
-        checked.code == DIFFERENT and "qeff/modeling_phi.py" in checked.err and "run: regraft generate" in checked.out
-    )
+    assert checked.code == DIFFERENT and "run: regraft generate" in checked.out
+    assert all(f"orphaned: {path}" in checked.err for path in PHI)
     done = bench.generate()
     assert done.code == DIFFERENT
-    assert "newly refused: phi: " in done.err and f"{HURT}:" in done.err and "[qeff/attention-dispatch]" in done.err
-    assert "qeff/modeling_phi.py" not in bench.tree()
+    assert "newly refused: phi: " in done.err and f"{HURT}:" in done.err
+    assert all(f"[{target}/attention-dispatch]" in done.err for target in TARGETS)
+    assert set(bench.tree()) == WHOLE - set(PHI)
     again = bench.generate()
     assert again.code == DONE and not again.err, "a refusal that is recorded is not new"
 
@@ -365,30 +390,66 @@ def test_a_new_refusal_as_json(bench: Bench) -> None:
     done = bench.generate("--json")
     report = json.loads(done.out)
     assert done.code == DIFFERENT and not done.err
-    assert [(r["family"], r["file"]) for r in report["newly_refused"]] == [("phi", HURT)]
-    assert report["removed"] == ["qeff/modeling_phi.py"] and report["generated"] == 2
+    assert [(r["family"], r["file"]) for r in report["newly_refused"]] == [("phi", HURT)] * len(TARGETS)
+    assert {r["rule"] for r in report["newly_refused"]} == {f"{target}/attention-dispatch" for target in TARGETS}
+    assert report["removed"] == PHI and report["generated"] == 2
 
 
-def test_an_error_of_the_compiler_refuses_one_file(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    match = CacheUpdate.match
+@pytest.mark.parametrize(
+    ("target", "text", "new"),
+    [
+        ("qeff", "attn_weights + attention_mask", "attn_weights - attention_mask"),
+        ("rmpad", "self.loss_function(", "self.loss_of("),
+    ],
+)
+def test_a_refusal_of_one_target_leaves_the_others(bench: Bench, target: str, text: str, new: str) -> None:
+    bench.damage(lambda path: path.write_text(path.read_text("utf-8").replace(text, new), "utf-8"))
+    done = bench.generate("--json")
+    report = json.loads(done.out)
+    assert done.code == DIFFERENT and report["removed"] == [f"{target}/modeling_phi.py"]
+    assert {(r["family"], r["rule"].split("/")[0]) for r in report["newly_refused"]} == {("phi", target)}
+    assert set(bench.tree()) == WHOLE - {f"{target}/modeling_phi.py"}
+    assert bench.check().code == DONE
 
-    def fails(self: CacheUpdate, site: Site) -> Match:
+
+@pytest.mark.parametrize(("target", "rule"), [("qeff", CacheUpdate), ("rmpad", PackedInput)])
+def test_an_error_of_the_compiler_refuses_one_file(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, target: str, rule: type[CacheUpdate] | type[PackedInput]
+) -> None:
+    match: Callable[[object, Site], Match] = rule.match
+
+    def fails(self: object, site: Site) -> Match:
         if site.module.path == HURT:
             raise AssertionError("unforeseen")
         return match(self, site)
 
-    monkeypatch.setattr(CacheUpdate, "match", fails)
+    monkeypatch.setattr(rule, "match", fails)
     shutil.rmtree(bench.out)
     assert bench.generate().code == DONE, "there was nothing before: no refusal is new"
-    assert "qeff/modeling_llama.py" in bench.tree() and "qeff/modeling_phi.py" not in bench.tree()
+    assert set(bench.tree()) == WHOLE - {f"{target}/modeling_phi.py"}
     page = (bench.out / "COVERAGE.md").read_text("utf-8")
     assert "AssertionError: unforeseen" in page
+
+
+def test_an_error_before_any_rule_refuses_one_file_too(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = UpstreamModule._index
+
+    def fails(self: UpstreamModule, body: Sequence[ast.stmt], end: int) -> None:
+        if self.path == HURT:
+            raise RecursionError("unforeseen")
+        index(self, body, end)
+
+    monkeypatch.setattr(UpstreamModule, "_index", fails)
+    shutil.rmtree(bench.out)
+    assert bench.generate().code == DONE
+    assert set(bench.tree()) == WHOLE - set(PHI)
+    assert "RecursionError: unforeseen" in (bench.out / "COVERAGE.md").read_text("utf-8")
 
 
 # ---------------------------------------------------------------------------------------------------------------- tree
 
 
-@pytest.mark.parametrize("path", ["qeff/modeling_phi.py", "qeff/__init__.py", "__init__.py"])
+@pytest.mark.parametrize("path", sorted({*PHI, *PACKAGES}))
 def test_a_hand_edited_file(bench: Bench, path: str) -> None:
     whole = bench.out / path
     text = whole.read_text("utf-8")
@@ -403,32 +464,33 @@ def test_a_hand_edited_file(bench: Bench, path: str) -> None:
     assert whole.read_text("utf-8") == text
 
 
-def test_an_edit_is_not_lost_when_its_family_goes(bench: Bench) -> None:
+@pytest.mark.parametrize("path", PHI)
+def test_an_edit_is_not_lost_when_its_family_goes(bench: Bench, path: str) -> None:
     _write_mapping(bench.source, {name: head for name, head in HEADS.items() if name != "phi"})
-    whole = bench.out / "qeff/modeling_phi.py"
-    whole.write_text("# mine\n")
+    (bench.out / path).write_text("# mine\n")
     with bench.untouched():
         assert bench.generate().code == UNUSABLE
 
 
 def test_missing_stale_and_orphaned_files(bench: Bench) -> None:
     whole = bench.tree()
-    (bench.out / "qeff/modeling_phi.py").unlink()
+    for path in PHI:
+        (bench.out / path).unlink()
     checked = bench.check()
-    assert checked.code == DIFFERENT and "missing: qeff/modeling_phi.py" in checked.err
+    assert checked.code == DIFFERENT and all(f"missing: {path}" in checked.err for path in PHI)
     assert bench.generate().code == DONE
     assert {path: content for path, (content, _) in bench.tree().items()} == {p: c for p, (c, _) in whole.items()}
 
     bench.damage(_rename_a_variable)
     checked = bench.check()
-    assert checked.code == DIFFERENT and "stale: qeff/modeling_phi.py" in checked.err
+    assert checked.code == DIFFERENT and all(f"stale: {path}" in checked.err for path in PHI)
     assert "+" in checked.out and "run: regraft generate" in checked.out
 
     _write_mapping(bench.source, {name: head for name, head in HEADS.items() if name != "phi"})
     checked = bench.check()
-    assert checked.code == DIFFERENT and "orphaned: qeff/modeling_phi.py" in checked.err
+    assert checked.code == DIFFERENT and all(f"orphaned: {path}" in checked.err for path in PHI)
     assert bench.generate().code == DONE
-    assert "qeff/modeling_phi.py" not in bench.tree()
+    assert set(bench.tree()) == WHOLE - set(PHI)
 
 
 def _rename_a_variable(path: Path) -> None:
@@ -436,8 +498,8 @@ def _rename_a_variable(path: Path) -> None:
 
 
 def test_other_files_of_the_folder_are_not_ours(bench: Bench) -> None:
-    mine = bench.out / "qeff" / "notes.txt"
-    mine.write_text("mine")
+    for target in TARGETS:
+        (bench.out / target / "notes.txt").write_text("mine")
     with bench.untouched():
         assert bench.check().code == DONE
         assert bench.generate().code == DONE
@@ -449,7 +511,10 @@ def test_other_files_of_the_folder_are_not_ours(bench: Bench) -> None:
         pytest.param(lambda text: text[: len(text) // 2], id="truncated"),
         pytest.param(lambda text: "\udc80" + text, id="binary"),
         pytest.param(lambda text: "answer = 42\n", id="something else"),
-        pytest.param(lambda text: text.replace("[[targets.qeff]]", "[targets.qeff]", 1), id="another shape"),
+        *(
+            pytest.param(lambda text, t=t: text.replace(f"[[targets.{t}]]", f"[targets.{t}]", 1), id=f"{t}'s shape")
+            for t in TARGETS
+        ),
         pytest.param(lambda text: text.replace("families =", "family =", 1), id="a missing field"),
     ],
 )
