@@ -29,6 +29,7 @@ generate: install
 
 verify: install
 	$(BIN)/regraft verify $(REPRESENTATIVE) --cases default --jobs $(JOBS)
+	$(BIN)/regraft verify $(REPRESENTATIVE) --cases default --jobs $(JOBS) --target rmpad --stages hf,packed
 
 lint: install
 	$(BIN)/ruff check .
