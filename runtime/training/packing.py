@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 from runtime.training import ulysses
 from runtime.training.features import active
+from runtime.training.frequencies import tell_of_shared_frequencies
 from runtime.training.segments import segments_of, shape_text
 
 if TYPE_CHECKING:
@@ -199,9 +201,8 @@ def pack(
     if isinstance(attention_mask, Packing):
         return input_ids, inputs_embeds, _or_own_positions(position_ids, attention_mask), attention_mask
     if position_ids is None:
-        position_ids = kwargs.pop(
-            "position_ids", None
-        )  # models without positions of their own are given them all the same
+        # models without positions of their own are given them all the same
+        position_ids = kwargs.pop("position_ids", None)
     _refuse_attention_weights(module, kwargs)
 
     shape, device = _batch_of(input_ids, inputs_embeds)
@@ -211,6 +212,8 @@ def pack(
         raise ValueError("rmpad: the batch has no token: every row of attention_mask is 0, or the input is empty")
 
     packing = _packing_of_segments(segments, shape, device, position_ids, layout)
+    if isinstance(config := getattr(module, "config", None), PreTrainedConfig):
+        tell_of_shared_frequencies(config, packing.lengths)
     if input_ids is not None:
         input_ids = packing.gather(input_ids)
     if inputs_embeds is not None:

@@ -31,7 +31,7 @@ itself, rotary frequencies chosen by a length that a rank does not see, losses t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -40,9 +40,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from runtime.training.frequencies import length_limits
+
 Reduction = Literal["mean", "sum"]
 
-_LENGTH_DEPENDENT = ("dynamic", "longrope")
 _FINGERPRINT_FACTOR = 0x9E3779B97F4A7C1  # odd, and large enough that small differences do not cancel out
 
 
@@ -213,14 +214,7 @@ class SequenceParallel:
         Raises:
             NotImplementedError: the positions go beyond that length.
         """
-        text = config.get_text_config()
-        for rope in _ropes(getattr(text, "rope_parameters", None)):
-            kind = rope.get("rope_type", "default")
-            if not any(word in str(kind) for word in _LENGTH_DEPENDENT):
-                continue
-            limit = rope.get("original_max_position_embeddings") or text.max_position_embeddings
-            if "dynamic" in str(kind):
-                limit = min(limit, text.max_position_embeddings)
+        for kind, limit in length_limits(config):
             longest = int(position_ids.max()) + 1
             if longest > limit:
                 raise NotImplementedError(
@@ -368,11 +362,3 @@ def _counts(config: Any, name: str) -> list[int]:
     """A number of heads as a config has it: one for all layers, one per layer, or none."""
     value = getattr(config, name, None)
     return [count for count in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(count, int)]
-
-
-def _ropes(parameters: Any) -> list[Mapping[str, Any]]:
-    """The rope settings of a config: one for all layers, or one per layer type."""
-    if not isinstance(parameters, Mapping):
-        return []
-    nested = [value for value in parameters.values() if isinstance(value, Mapping)]
-    return nested or [parameters]

@@ -424,3 +424,20 @@ def test_one_transfer_however_many_tensors(monkeypatch: pytest.MonkeyPatch) -> N
     assert Away.transfers == 1 and found.keys() == tensors.keys()
     for name, tensor in tensors.items():
         assert torch.equal(found[name], tensor.long()), name
+
+
+def test_says_when_one_sequence_chooses_the_frequencies_of_others(caplog: pytest.LogCaptureFixture) -> None:
+    from transformers import LlamaConfig
+
+    from runtime.training.frequencies import tell_of_shared_frequencies
+
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    config = LlamaConfig(max_position_embeddings=9, rope_parameters=rope)
+    for lengths in ((9, 3), (12, 12)):
+        tell_of_shared_frequencies(config, lengths)
+    tell_of_shared_frequencies(LlamaConfig(max_position_embeddings=9), (12, 3))
+    assert not caplog.records
+    for _ in range(2):
+        tell_of_shared_frequencies(config, (12, 3))
+    assert [record.getMessage() for record in caplog.records if "longer than 9 tokens" in record.getMessage()]
+    assert len(caplog.records) == 1
