@@ -11,7 +11,7 @@ from codegen.diagnostics import Diagnostic, Refused
 from codegen.ir import FamilyIR, Role
 from codegen.recognize.entry_points import entered_methods
 from codegen.rules.base import Edits, NotApplicable, Refusal, Rule, Site, rewrite
-from codegen.syntax import Replacement, code, names
+from codegen.syntax import Replacement, code, find, names
 from codegen.targets.base import Expect, Target
 from codegen.upstream import UpstreamModule
 from codegen.verify import problems
@@ -19,8 +19,9 @@ from codegen.verify import problems
 
 @dataclass(frozen=True)
 class AppliedEdit:
-    """What one rule did in one method: the text of the node and what it became. ``function`` is the method as the rule
-    found it, upstream's with the edits of earlier rules; ``node`` is in it."""
+    """What one rule did in one method: the text of the node and what it became, or where the name that the node is came
+    from and comes from now. ``function`` is the method as the rule found it, upstream's with the edits of earlier
+    rules; ``node`` is in it."""
 
     rule: str
     where: str
@@ -135,6 +136,13 @@ def _run(
         for edit in match.edits:
             before, after = code(edit.node), _text(edit.new)
             emitted.edits.append(AppliedEdit(step.rule.id, site.where, before, after, here.function, edit.node))
+        elsewhere = match.names.keys() & site.module.imports.keys()  # upstream's text stays and means something else
+        for node in find(here.function.body, cst.Name) if elsewhere else ():
+            if (name := node.value) in elsewhere:
+                before, after = (
+                    f"from {m} import {name}" for m in (site.module.imports[name].module, match.names[name])
+                )
+                emitted.edits.append(AppliedEdit(step.rule.id, site.where, before, after, here.function, node))
     return function, used
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import textwrap
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -188,7 +189,8 @@ def _explained(module: UpstreamModule, known: dict[str, Rule], edit: AppliedEdit
 
 
 def changed(before: str, after: str) -> tuple[list[str], list[str]]:
-    """What left and what came, as lines; of two parameter lists, or two calls of one function, only what differs."""
+    """What left and what came, as lines; of two parameter lists, calls of one function or runs of lines only what
+    differs."""
     for items in (_parameters, _call_arguments):
         old, new = items(before), items(after)
         if old is None or new is None or old[0] != new[0]:
@@ -196,12 +198,28 @@ def changed(before: str, after: str) -> tuple[list[str], list[str]]:
         gone, come = ([i for i in one if i not in other] for one, other in ((old[1], new[1]), (new[1], old[1])))
         if gone or come:
             return _listed(old[0], gone), _listed(new[0], come)
-    return before.splitlines(), after.splitlines()
+    lines, others = before.splitlines(), after.splitlines()
+    if len(lines) == 1 or not others:
+        return lines, others
+    places = _changed_places(lines, others)
+    return _cut_out(lines, places[0]), _cut_out(others, places[1])
+
+
+def _cut_out(lines: list[str], places: list[tuple[int, int]]) -> list[str]:
+    return textwrap.dedent("\n".join(line for a, b in places for line in lines[a:b] if line)).splitlines()
+
+
+def _changed_places(before: list[str], after: list[str]) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """From and to which lines, as slices, two texts differ; a line that is only indented anew is the same."""
+    old, new = ([line.strip() for line in lines] for lines in (before, after))
+    codes = difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes()
+    changes = [code for code in codes if code[0] != "equal"]
+    return [(c[1], c[2]) for c in changes], [(c[3], c[4]) for c in changes]
 
 
 def _listed(function: str, items: list[str]) -> list[str]:
     if not function or not items:
-        return items
+        return "\n".join(items).splitlines()
     return f"{function}(..., {', '.join(items)})".splitlines()
 
 
@@ -243,8 +261,10 @@ def _of_line(emitted: EmittedModule, known: dict[str, Rule], text: str, number: 
     statement = _squeezed("".join(lines[slice(*_statement_at(node, number))]))
     for where in places:
         if statement in _squeezed("".join(_source(module, where))):
-            return [Explanation("(upstream)", "the line is upstream's own", _place(module, where, line), line, line)]
-    edits = [e for e in emitted.edits if e.where in places and e.after]
+            own = Explanation("(upstream)", "the line is upstream's own", _place(module, where, line), line, line)
+            other = [e for e in emitted.edits if e.where in places and e.before != code(e.node)]
+            return [own, *(_explained(module, known, e) for e in other if f"{code(e.node)}(" in statement)]
+    edits = [e for e in emitted.edits if e.where in places and e.after and statement not in _squeezed(e.before)]
     made = [e for e in edits if _squeezed(e.after) in statement or statement in _squeezed(e.after)]
     return [_explained(module, known, e) for e in made]
 
@@ -279,13 +299,18 @@ def _source(module: UpstreamModule, where: str) -> list[str]:
 
 
 def _edited(module: UpstreamModule, edit: AppliedEdit) -> str:
-    """Where upstream has what an edit changed, found by the statement around it."""
+    """Where upstream has what an edit changed, found by the statement around it; of several statements the first that
+    changed, or that something was put in front of."""
+    lines = edit.before.splitlines()
+    if isinstance(edit.node, cst.BaseSuite) and edit.after:
+        first, _ = _changed_places(lines, edit.after.splitlines())[0][0]
+        return _place(module, edit.where, next((line for line in lines[first:] if line), lines[-1]))
     around = ""
     for statement in every_statement(edit.function.body):
         if any(node is edit.node for node in walk(statement)):
             around = code(statement)  # the innermost comes last
     upstream = _squeezed("".join(_source(module, edit.where)))
-    return _place(module, edit.where, edit.before, max(upstream.find(_squeezed(around)), 0))
+    return _place(module, edit.where, code(edit.node), max(upstream.find(_squeezed(around)), 0))
 
 
 def _place(module: UpstreamModule, where: str, text: str, start: int = 0) -> str:

@@ -17,7 +17,8 @@ from codegen.targets import TARGETS
 
 ROOT = Path(__file__).resolve().parents[2]
 GENERATED = ROOT / "generated"
-VARIANT = GENERATED / "qeff" / "modeling_llama.py"
+VARIANTS = {target: GENERATED / target / "modeling_llama.py" for target in TARGETS}
+VARIANT = VARIANTS["qeff"]
 UPSTREAM = "models/llama/modeling_llama.py"
 REFUSED = "mamba"
 
@@ -53,12 +54,13 @@ def _line_at(place: str) -> str:
 # ---------------------------------------------------------------------------------------------------------------- diff
 
 
-def test_diff(run: Run) -> None:
-    code, out, err = run("diff", "llama")
+@pytest.mark.parametrize("target", TARGETS)
+def test_diff(run: Run, target: str) -> None:
+    code, out, err = run("diff", "llama", "--target", target)
     assert code == 0 and not err
     assert f"--- upstream/{UPSTREAM}:LlamaAttention" in out
-    assert "+++ qeff/modeling_llama.py:QEffLlamaAttention" in out
-    before, after = set(_upstream()), set(VARIANT.read_text("utf-8").splitlines())
+    assert f"+++ {target}/modeling_llama.py:{TARGETS[target].prefix}LlamaAttention" in out
+    before, after = set(_upstream()), set(VARIANTS[target].read_text("utf-8").splitlines())
     changed = 0
     for line in out.splitlines():
         if line.startswith(("---", "+++", "@@")) or not line:
@@ -71,15 +73,23 @@ def test_diff(run: Run) -> None:
     assert 20 < changed < 200, "a small diff"
 
 
-def test_diff_as_json(run: Run) -> None:
-    code, out, _ = run("diff", "llama", "--json")
+@pytest.mark.parametrize("target", TARGETS)
+def test_diff_as_json(run: Run, target: str) -> None:
+    code, out, _ = run("diff", "llama", "--json", "--target", target)
     diffs = json.loads(out)
+    head = f"{TARGETS[target].prefix}LlamaForCausalLM"
     assert code == 0
-    assert "QEffLlamaForCausalLM" in diffs and "+++" in diffs["QEffLlamaForCausalLM"]
+    assert head in diffs and "+++" in diffs[head]
 
 
-def test_diff_of_a_refused_family_says_why(run: Run) -> None:
-    code, out, err = run("diff", REFUSED)
+def test_without_a_target_it_is_inference(run: Run) -> None:
+    for command_name in ("diff", "inspect"):
+        assert run(command_name, "llama") == run(command_name, "llama", "--target", "qeff")
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_diff_of_a_refused_family_says_why(run: Run, target: str) -> None:
+    code, out, err = run("diff", REFUSED, "--target", target)
     assert code == 2 and not out
     assert f"models/{REFUSED}/modeling_{REFUSED}.py:" in err and "expected" in err and "help:" in err
 
@@ -87,22 +97,24 @@ def test_diff_of_a_refused_family_says_why(run: Run) -> None:
 # ------------------------------------------------------------------------------------------------------------- inspect
 
 
-def test_inspect(run: Run) -> None:
-    code, out, err = run("inspect", "llama")
+@pytest.mark.parametrize(("target", "rule"), [("qeff", "qeff/cache-update"), ("rmpad", "rmpad/rotary-kernel")])
+def test_inspect(run: Run, target: str, rule: str) -> None:
+    code, out, err = run("inspect", "llama", "--target", target)
     assert code == 0 and not err
     for word in (
         "LlamaAttention",
         "attention",
-        "qeff/cache-update",
+        rule,
         "carries the cache by self.layers",
         "LlamaRMSNorm",
     ):
         assert word in out
 
 
-def test_inspect_shows_its_evidence(run: Run) -> None:
+@pytest.mark.parametrize("target", TARGETS)
+def test_inspect_shows_its_evidence(run: Run, target: str) -> None:
     """Every place is where upstream says it, and the rules are those that the manifest recorded."""
-    code, out, _ = run("inspect", "llama", "--json")
+    code, out, _ = run("inspect", "llama", "--json", "--target", target)
     facts = json.loads(out)
     assert code == 0
     assert facts["path"] == UPSTREAM and facts["head"] == "LlamaForCausalLM" and not facts["refused"]
@@ -117,15 +129,17 @@ def test_inspect_shows_its_evidence(run: Run) -> None:
         assert kind != "flag" or any(field in _upstream()[line - 1] for line in lines), field
     remembered = manifest.read(GENERATED / manifest.NAME)
     assert remembered is not None
-    recorded = dict(remembered.entries["qeff", UPSTREAM].compiled.rules)
+    recorded = dict(remembered.entries[target, UPSTREAM].compiled.rules)
+    assert any(recorded.values())
     inspected = {found["name"]: tuple(found["rules"]) for found in facts["classes"]}
     inspected |= {name: tuple(rules) for name, rules in facts["functions"]}
     assert {cls: rules for cls, rules in recorded.items() if rules} == {c: r for c, r in inspected.items() if r}
 
 
+@pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("options", [[], ["--json"]])
-def test_inspect_a_refused_family(run: Run, options: list[str]) -> None:
-    code, out, err = run("inspect", REFUSED, *options)
+def test_inspect_a_refused_family(run: Run, options: list[str], target: str) -> None:
+    code, out, err = run("inspect", REFUSED, *options, "--target", target)
     assert code == 1
     if options:
         (problem, *_) = json.loads(out)["refused"]
@@ -137,30 +151,31 @@ def test_inspect_a_refused_family(run: Run, options: list[str]) -> None:
 # ------------------------------------------------------------------------------------------------------------- explain
 
 
-def _explain(run: Run, line: str) -> list[dict[str, str]]:
-    """The explanation of the only line that holds the text."""
-    (number,) = [n for n, text in enumerate(VARIANT.read_text("utf-8").splitlines(), 1) if line in text]
-    code, out, _ = run("explain", f"{VARIANT}:{number}", "--json")
+def _explain(run: Run, variant: Path, line: str) -> list[dict[str, str]]:
+    """The explanation of the first line that holds the text."""
+    number = next(n for n, text in enumerate(variant.read_text("utf-8").splitlines(), 1) if line in text)
+    code, out, _ = run("explain", f"{variant}:{number}", "--json")
     assert code == 0
     found: list[dict[str, str]] = json.loads(out)
     return found
 
 
-def test_explain_a_file(run: Run) -> None:
-    code, out, _ = run("explain", VARIANT, "--json")
+@pytest.mark.parametrize("target", TARGETS)
+def test_explain_a_file(run: Run, target: str) -> None:
+    code, out, _ = run("explain", VARIANTS[target], "--json")
     found = json.loads(out)
     assert code == 0
-    known = {step.rule.id: step.rule.why for step in TARGETS["qeff"].steps}
+    known = {step.rule.id: step.rule.why for step in TARGETS[target].steps}
     remembered = manifest.read(GENERATED / manifest.NAME)
     assert remembered is not None
-    recorded = {rule for _, rules in remembered.entries["qeff", UPSTREAM].compiled.rules for rule in rules}
+    recorded = {rule for _, rules in remembered.entries[target, UPSTREAM].compiled.rules for rule in rules}
     assert {one["rule"] for one in found} >= recorded
     for one in found:
         assert one["why"] == known[one["rule"]]
         assert _line_at(one["upstream"])
         assert one["before"] != one["after"]
-    code, out, _ = run("explain", VARIANT)
-    assert code == 0 and "qeff/mask-builder" in out and f"from {UPSTREAM}:" in out
+    code, out, _ = run("explain", VARIANTS[target])
+    assert code == 0 and f"{target}/mask-builder: " in out and f"from {UPSTREAM}:" in out
 
 
 @pytest.mark.parametrize(
@@ -170,13 +185,28 @@ def test_explain_a_file(run: Run) -> None:
         ("QEffDynamicCache.from_legacy_cache(past_key_values)", "qeff/dynamic-cache", "if use_cache and"),
         ("last_token(hidden_states, position_ids)", "qeff/logits-slice", "hidden_states[:, slice_indices, :]"),
         ("past_key_values.to_legacy_cache()", "qeff/returned-cache", "past_key_values=past_key_values"),
+        ("rotary(self, apply_rotary_pos_emb)", "rmpad/rotary-kernel", "query_states, key_states = apply_rotary"),
+        ("attention_interface: Callable = attention_for(", "rmpad/attention-dispatch", "attention_interface: Callable"),
+        ("gated(self, self.act_fn", "rmpad/gated-activation", "down_proj = self.down_proj("),
+        ("= no_cache(attention_mask", "rmpad/packed-input", "if (input_ids is None) ^"),
+        ("loss = cross_entropy_for(self)(", "rmpad/loss", "loss = self.loss_function("),
+        ("logits = None", "rmpad/fused-loss", "slice_indices = slice("),
+        ("logits = unpacked(self, logits", "rmpad/unpacked-logits", "def forward("),
     ],
 )
 def test_explain_a_changed_line(run: Run, line: str, rule: str, upstream: str) -> None:
-    found = _explain(run, line)
-    (one,) = [one for one in found if one["rule"] == rule]
-    assert upstream in _line_at(one["upstream"])
-    assert "".join(line.split()) in "".join(one["after"].split())
+    found = _explain(run, VARIANTS[rule.split("/")[0]], line)
+    assert [one["rule"] for one in found] == [rule], "and no rule is named that found the line there"
+    assert upstream in _line_at(found[0]["upstream"])
+    assert "".join(line.split("= ")[-1].split()) in "".join(found[0]["after"].split())
+
+
+def test_explain_upstreams_line_that_calls_another_function(run: Run) -> None:
+    own, one = _explain(run, VARIANTS["rmpad"], "causal_mask = create_causal_mask(")
+    assert own["rule"] == "(upstream)" and one["rule"] == "rmpad/mask-builder"
+    assert one["before"] == "from transformers.masking_utils import create_causal_mask"
+    assert one["after"] in VARIANTS["rmpad"].read_text("utf-8").splitlines()
+    assert _line_at(one["upstream"]).startswith("causal_mask = create_causal_mask(")
 
 
 def test_explain_shows_of_a_signature_what_changed(run: Run) -> None:
@@ -188,6 +218,16 @@ def test_explain_shows_of_a_signature_what_changed(run: Run) -> None:
     assert not any(line[2:].startswith(("self,", "input_ids:", "inputs_embeds")) for line in lines)
 
 
+def test_explain_shows_of_a_method_what_changed(run: Run) -> None:
+    """Rules of the training target put statements into whole methods."""
+    _, out, _ = run("explain", VARIANTS["rmpad"])
+    added = [line.strip()[2:].strip() for line in out.splitlines() if line.startswith("  + ")]
+    assert "use_cache = no_cache(attention_mask, past_key_values, use_cache)" in added
+    assert "logits = unpacked(self, logits, attention_mask)" in added
+    shown = [line for line in out.splitlines() if line.startswith(("  + ", "  - "))]
+    assert len(shown) < 50 and not any("hidden_states = outputs" in line for line in shown)
+
+
 @pytest.mark.parametrize(
     ("before", "after", "shown"),
     [
@@ -196,23 +236,26 @@ def test_explain_shows_of_a_signature_what_changed(run: Run) -> None:
         ("f(a)", "g(a)", (["f(a)"], ["g(a)"])),
         ("f(a, b)", "f(b, a)", (["f(a, b)"], ["f(b, a)"])),
         ("x = 1", "", (["x = 1"], [])),
+        ("a = 1\nb = 2", "a = 1\nc = 3\nb = 2", ([], ["c = 3"])),
+        ("a = 1\n\nb = 2", "if c:\n    a = 1\n    b = 3", (["b = 2"], ["if c:", "    b = 3"])),
+        ("\n    a = 1\n    b = 2", "\n    a = 1\n    b = 3", (["b = 2"], ["b = 3"])),
+        ("a: int = f(\n    1\n)", "", (["a: int = f(", "    1", ")"], [])),
     ],
 )
 def test_what_an_edit_changed(before: str, after: str, shown: tuple[list[str], list[str]]) -> None:
     assert changed(before, after) == shown
 
 
-@pytest.mark.parametrize("line", ["cos, sin = position_embeddings", "hidden_states = residual + hidden_states"])
-def test_explain_an_untouched_line(run: Run, line: str) -> None:
-    numbers = [n for n, text in enumerate(VARIANT.read_text("utf-8").splitlines(), 1) if line in text]
-    code, out, _ = run("explain", f"{VARIANT}:{numbers[0]}", "--json")
-    assert code == 0
-    (one,) = json.loads(out)
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("line", ["cos, sin = position_embeddings", "hidden_states = self.norm(hidden_states)"])
+def test_explain_an_untouched_line(run: Run, line: str, target: str) -> None:
+    (one,) = _explain(run, VARIANTS[target], line)
     assert one["rule"] == "(upstream)" and _line_at(one["upstream"]).startswith(line)
 
 
-def test_explain_a_line_of_no_method(run: Run) -> None:
-    code, out, _ = run("explain", f"{VARIANT}:1")
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+def test_explain_a_line_of_no_method(run: Run, variant: Path) -> None:
+    code, out, _ = run("explain", f"{variant}:1")
     assert code == 0 and "no rule made this line" in out
 
 
@@ -221,7 +264,7 @@ def test_explain_a_line_of_no_method(run: Run) -> None:
     [
         (f"{VARIANT}:999999", "lines"),
         (f"{VARIANT}:ten", "the line is a number"),
-        ("generated/qeff/modeling_nothing.py", "is not a generated file"),
+        *((f"generated/{target}/modeling_nothing.py", "is not a generated file") for target in TARGETS),
         (str(Path(__file__)), "is not a generated file"),
     ],
 )
@@ -243,24 +286,33 @@ def test_rules(run: Run) -> None:
     assert [line.split(":")[0] for line in text.splitlines()] == [r["id"] for r in listed]
 
 
-def test_one_rule_with_its_cases(run: Run) -> None:
-    code, out, _ = run("rules", "qeff/cache-update")
+@pytest.mark.parametrize(
+    ("rule", "becomes"),
+    [
+        ("qeff/cache-update", '"batch_index": batch_index'),
+        ("rmpad/rotary-kernel", "rotary(self, apply_rotary_pos_emb)"),
+    ],
+)
+def test_one_rule_with_its_cases(run: Run, rule: str, becomes: str) -> None:
+    code, out, _ = run("rules", rule)
     assert code == 0
-    for word in ("why: ", "looks at: attention", "class CaseAttention:", "becomes:", '"batch_index": batch_index'):
+    for word in ("why: ", "looks at: attention", "class CaseAttention:", "becomes:", becomes):
         assert word in out
 
 
 def test_coverage(run: Run) -> None:
     code, out, _ = run("coverage", "--json")
-    rows = json.loads(out)["qeff"]
-    assert code == 0
-    assert [row["family"] for row in rows] == sorted(f.model_type for f in discover(installed()))
-    for row in rows:
-        assert row["state"] in ("verified", "default verified", "failed", "generated", "refused")
-        assert bool(row["diagnostics"]) == (row["state"] == "refused")
-        assert row["note"] or row["state"] in ("verified", "default verified")
+    tables = json.loads(out)
+    assert code == 0 and list(tables) == list(TARGETS)
     _, text, _ = run("coverage")
-    assert "llama" in text and f"{sum(row['state'] == 'refused' for row in rows)} refused" in text
+    for rows in tables.values():
+        assert [row["family"] for row in rows] == sorted(f.model_type for f in discover(installed()))
+        for row in rows:
+            assert row["state"] in ("verified", "default verified", "failed", "generated", "refused")
+            assert bool(row["diagnostics"]) == (row["state"] == "refused")
+            assert row["note"] or row["state"] in ("verified", "default verified")
+        assert f"{sum(row['state'] == 'refused' for row in rows)} refused" in text
+    assert text.count(" llama ") >= len(TARGETS)
 
 
 def test_coverage_fits_a_narrow_terminal(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
