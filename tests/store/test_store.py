@@ -365,6 +365,7 @@ CHILD = textwrap.dedent(
     from pathlib import Path
     from codegen import store
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     root, new, owned, name, nth, number = json.loads(sys.argv[1])
     changes = store.plan(Path(root), new, owned)
     function, calls = getattr(os, name), 0
