@@ -280,3 +280,9 @@ def test_modules_are_small_and_named_for_what_they_hold(path: Path) -> None:
 
 def test_long_modules_exist() -> None:
     assert set(LONG) <= {_name(path) for path in MODULES}
+
+
+def test_no_two_modules_of_tests_have_one_name() -> None:
+    """They are in no package: pytest takes the second of a name for the first, and stops."""
+    names = [path.name for path in (ROOT / "tests").rglob("*.py")]
+    assert not {name for name in names if names.count(name) > 1}
