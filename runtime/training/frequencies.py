@@ -1,11 +1,7 @@
 """Rotary frequencies that upstream chooses by the largest position of a call: one choice for a whole batch."""
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
 from typing import Any
-
-logger = logging.getLogger(__name__)
 
 _BY_LENGTH = ("dynamic", "longrope")
 
@@ -24,28 +20,27 @@ def length_limits(config: Any) -> Iterator[tuple[str, int]]:
             yield kind, min(limit, text.max_position_embeddings) if "dynamic" in kind else limit
 
 
-def tell_of_shared_frequencies(config: Any, lengths: Sequence[int]) -> None:
-    """Warns, once per type and limit, when the longest sequence of a batch chooses the frequencies of shorter ones.
+def check_frequencies(config: Any, lengths: Sequence[int]) -> None:
+    """Refuses a batch whose longest sequence would choose the frequencies of shorter ones.
 
-    Upstream's padded batch does the same. One sequence at a time would not.
+    Upstream's padded batch lets it; one sequence at a time is rotated otherwise.
 
     Args:
         config: the model's.
         lengths: tokens of each sequence.
+    Raises:
+        NotImplementedError: a sequence beyond the length from which frequencies change, with shorter ones beside it.
     """
     for kind, limit in length_limits(config):
-        if max(lengths) > limit and min(lengths) < max(lengths):
-            _warn(kind, limit)
-
-
-@lru_cache
-def _warn(kind: str, limit: int) -> None:
-    logger.warning(
-        "rope type %r: a sequence longer than %d tokens chooses the frequencies of its whole batch, here as in "
-        "upstream's padded batch; sort batches by length to keep them apart",
-        kind,
-        limit,
-    )
+        # longrope has one set of frequencies beyond the limit, dynamic one for each length
+        beside = min(lengths) < max(lengths) if "dynamic" in kind else min(lengths) <= limit
+        if max(lengths) > limit and beside:
+            together = "length" if "dynamic" in kind else "side of that length"
+            raise NotImplementedError(
+                f"rmpad: rope type {kind!r} and sequences of {min(lengths)} to {max(lengths)} tokens in one batch: "
+                f"above {limit} the longest one would choose the frequencies of all; put sequences of one {together} "
+                "into a batch"
+            )
 
 
 def _ropes(parameters: Any) -> list[Mapping[str, Any]]:

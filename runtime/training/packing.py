@@ -18,7 +18,7 @@ from transformers import PreTrainedConfig
 
 from runtime.training import ulysses
 from runtime.training.features import active
-from runtime.training.frequencies import tell_of_shared_frequencies
+from runtime.training.frequencies import check_frequencies
 from runtime.training.segments import segments_of, shape_text
 
 if TYPE_CHECKING:
@@ -195,6 +195,7 @@ def pack(
     Raises:
         ValueError: inputs that contradict each other or cannot be packed, among them masks of four dimensions, holes
             in a sequence, a batch without a token, and a wish for attention weights.
+        NotImplementedError: rotary frequencies that a sequence would choose for others, see `frequencies`.
     """
     if not active(module, "rmpad"):
         return input_ids, inputs_embeds, position_ids, attention_mask
@@ -213,7 +214,7 @@ def pack(
 
     packing = _packing_of_segments(segments, shape, device, position_ids, layout)
     if isinstance(config := getattr(module, "config", None), PreTrainedConfig):
-        tell_of_shared_frequencies(config, packing.lengths)
+        check_frequencies(config, packing.lengths)
     if input_ids is not None:
         input_ids = packing.gather(input_ids)
     if inputs_embeds is not None:

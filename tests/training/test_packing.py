@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -12,8 +13,9 @@ from packed_reference import Patched, counted_transfers
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
-from transformers import DataCollatorWithFlattening, DynamicCache
+from transformers import DataCollatorWithFlattening, DynamicCache, LlamaConfig
 
+from runtime.training.frequencies import check_frequencies
 from runtime.training.packing import Packing, no_cache, own_positions, pack
 from runtime.training.ulysses import SequenceParallel
 
@@ -426,18 +428,23 @@ def test_one_transfer_however_many_tensors(monkeypatch: pytest.MonkeyPatch) -> N
         assert torch.equal(found[name], tensor.long()), name
 
 
-def test_says_when_one_sequence_chooses_the_frequencies_of_others(caplog: pytest.LogCaptureFixture) -> None:
-    from transformers import LlamaConfig
-
-    from runtime.training.frequencies import tell_of_shared_frequencies
-
-    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
-    config = LlamaConfig(max_position_embeddings=9, rope_parameters=rope)
-    for lengths in ((9, 3), (12, 12)):
-        tell_of_shared_frequencies(config, lengths)
-    tell_of_shared_frequencies(LlamaConfig(max_position_embeddings=9), (12, 3))
-    assert not caplog.records
-    for _ in range(2):
-        tell_of_shared_frequencies(config, (12, 3))
-    assert [record.getMessage() for record in caplog.records if "longer than 9 tokens" in record.getMessage()]
-    assert len(caplog.records) == 1
+@pytest.mark.parametrize(
+    ("kind", "lengths", "refused"),
+    [
+        ("dynamic", (9, 3), False),
+        ("dynamic", (12, 12), False),
+        ("dynamic", (12, 11), True),
+        ("longrope", (12, 11), False),
+        ("longrope", (12, 9), True),
+        ("default", (12, 3), False),
+    ],
+)
+def test_no_sequence_chooses_the_frequencies_of_others(kind: str, lengths: tuple[int, ...], refused: bool) -> None:
+    extra = {"original_max_position_embeddings": 9, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+    rope = {"rope_type": kind, "factor": 2.0, "rope_theta": 10000.0} | (extra if kind == "longrope" else {})
+    limit = 64 if kind == "longrope" else 9
+    config = LlamaConfig(
+        hidden_size=16, num_attention_heads=2, head_dim=8, max_position_embeddings=limit, rope_parameters=rope
+    )
+    with pytest.raises(NotImplementedError, match="above 9 the longest one") if refused else nullcontext():
+        check_frequencies(config, lengths)
