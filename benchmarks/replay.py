@@ -20,6 +20,7 @@ from codegen.generation import build
 from codegen.targets import TARGETS
 
 TREE = Path(__file__).resolve().parent.parent / "generated"
+NAMED = 12  # more families than this are counted
 
 
 def main(names: list[str]) -> None:
@@ -40,13 +41,20 @@ def main(names: list[str]) -> None:
         for target in TARGETS:
             generated = {family for t, family in side.compiled if t == target}
             lost = sorted(base[target] - generated)
-            reasons = [f"{f} ({_reason(side, target, f)})" for f in lost]
+            why: dict[str, list[str]] = {}
+            for family in lost:
+                why.setdefault(_reason(side, target, family), []).append(family)
+            reasons = [f"{reason}: {_listed(why[reason])}" for reason in sorted(why, key=lambda r: -len(why[r]))]
             counts = f"{len(generated)} | {len(side.families.keys() - generated)}"
             kept = f"{len(base[target]) - len(lost)} / {len(base[target])}"
             print(
-                f"| {release.version} | {target} | {counts} | {kept} | {', '.join(reasons)} | {seconds:.0f} |",
+                f"| {release.version} | {target} | {counts} | {kept} | {'; '.join(reasons)} | {seconds:.0f} |",
                 flush=True,
             )
+
+
+def _listed(families: list[str]) -> str:
+    return ", ".join(families) if len(families) <= NAMED else f"{len(families)} families"
 
 
 def _reason(side: Side, target: str, family: str) -> str:
