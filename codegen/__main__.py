@@ -8,7 +8,7 @@ import signal
 import sys
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -16,7 +16,11 @@ from codegen import store
 from codegen.diagnostics import Diagnostic, InputError, Refused
 from codegen.generation import FileState, Tree, build
 from codegen.presentation import progress, say, warn
-from codegen.source import open_release
+from codegen.source import Release, open_release
+from codegen.targets import TARGETS
+
+if TYPE_CHECKING:
+    from codegen.drift import Report
 
 ROOT = Path(__file__).parent.parent / "generated"
 FRESH, DIFFERENT, UNUSABLE = 0, 1, 2
@@ -40,6 +44,9 @@ Out = Annotated[Path, typer.Option(help="The generated tree.")]
 Jobs = Annotated[int, typer.Option(min=1, help="Processes.")]
 Json = Annotated[bool, typer.Option("--json", help="Write one JSON document to standard output, nothing else.")]
 TargetName = Annotated[str, typer.Option(help="The set of variants.")]
+
+ENDPOINT = 'A version (pip downloads its wheel), a wheel file, a folder, or "installed".'
+Markdown = Annotated[bool, typer.Option("--markdown", help="Write markdown, as for a pull request.")]
 
 CPUS = os.cpu_count() or 1
 
@@ -235,6 +242,102 @@ def rules(
     from codegen.presentation import show_rules
 
     show_rules(found, in_full=rule is not None)
+
+
+@app.command()
+def drift(
+    before: Annotated[str, typer.Argument(help=ENDPOINT, metavar="FROM")],
+    after: Annotated[str, typer.Argument(help=ENDPOINT, metavar="TO")],
+    out: Out = ROOT,
+    jobs: Jobs = CPUS,
+    as_json: Json = False,
+    as_markdown: Markdown = False,
+) -> None:
+    """What changed between two releases, per family and method, and what becomes of the variants. Writes nothing.
+
+    Exit codes: 0 no variant is affected in meaning; 1 a method that a variant is derived from or relies on changed in
+    meaning, a variant changed without any, is newly refused or newly supported, or a family came or went; 2 a release
+    cannot be had.
+    """
+    from codegen.acquire import acquire
+    from codegen.drift import Side, compare
+
+    _one_form(as_json, as_markdown)
+    releases = acquire(before), acquire(after)
+    old, new = (Side(release, _tree(release, out, jobs, as_json).compiled) for release in releases)
+    found = compare(old, new)
+    _show_drift(found, as_json, as_markdown)
+    raise typer.Exit(DIFFERENT if found.differs else FRESH)
+
+
+@app.command()
+def bump(
+    version: Annotated[str, typer.Argument(help="The release to move to.")],
+    source: Annotated[
+        Path | None, typer.Option(help="A wheel file or a folder with that release, instead of pip's download.")
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option(help="The release of the tree, if it cannot be downloaded: a wheel file or a folder.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Report, and write nothing.")] = False,
+    out: Out = ROOT,
+    jobs: Jobs = CPUS,
+    as_json: Json = False,
+    as_markdown: Markdown = False,
+) -> None:
+    """Move to another release: report what changed, regenerate, and move the pin; all of it is written or nothing.
+
+    The pin is in pyproject.toml (and constraints.txt) beside the generated tree. Exit codes as of drift; with 0 and 1
+    everything was written, with 2 nothing.
+    """
+    from codegen.bump import endpoints, prepare, to_verify, write
+
+    _one_form(as_json, as_markdown)
+    out = out.resolve()
+    old, new = endpoints(version, out, source, base)
+    prepared = prepare(old, new, out, lambda release: _tree(release, out, jobs, as_json))
+    changes = None if dry_run else write(prepared, out)
+    written = sorted((*changes.created, *changes.updated)) if changes is not None else []
+    removed = list(changes.orphaned) if changes is not None else []
+    found = prepared.report
+    families = {target: to_verify(found, target) for target in TARGETS}
+    commands = [f"regraft verify --target {t} --record {' '.join(names)}" for t, names in families.items() if names]
+    if as_json:
+        _print_json({**found.as_dict(), "written": written, "removed": removed, "verify": commands})
+    else:
+        _show_drift(found, as_json, as_markdown)
+        say_beside = warn if as_markdown else say  # the report may go into a file
+        if changes is None:
+            say_beside("nothing was written (--dry-run)")
+        else:
+            say_beside(f"{len(written)} files written, {len(removed)} removed; the pin is {found.after}")
+            if commands:
+                say_beside("install that release, then run:\n" + "\n".join(f"  {line}" for line in commands))
+    raise typer.Exit(DIFFERENT if found.differs else FRESH)
+
+
+def _tree(release: Release, out: Path, jobs: int, quiet: bool) -> Tree:
+    """What becomes of a release; what is fresh under ``out`` is not compiled again."""
+    with progress(f"compiling {release.version}", quiet) as bar:
+        return build(release, out, (), jobs, bar.planned, lambda c: bar.done(c.stem))
+
+
+def _one_form(as_json: bool, as_markdown: bool) -> None:
+    if as_json and as_markdown:
+        raise InputError("--json and --markdown are two forms of one report; pass one of them")
+
+
+def _show_drift(found: Report, as_json: bool, as_markdown: bool) -> None:
+    if as_json:
+        _print_json(found.as_dict())
+    elif as_markdown:
+        from codegen.emit.drift import markdown
+
+        sys.stdout.write(markdown(found))
+    else:
+        from codegen.presentation import show_drift
+
+        show_drift(found)
 
 
 def _tell_refusals(refused: list[tuple[str, Diagnostic]]) -> None:

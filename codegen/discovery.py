@@ -40,26 +40,45 @@ def _text(release: Release, path: str) -> str:
 
 
 def _pairs(release: Release, path: str, name: str) -> list[tuple[str, str]]:
-    """The literal string pairs of a module-level ``NAME = OrderedDict([...])``."""
+    """The literal string pairs of a module-level ``NAME = OrderedDict([...])`` and of what ``NAME.update({...})`` adds
+    to it; a name that the file imports from its neighbour is read there."""
     try:
         tree = ast.parse(release.text(path))
-    except SyntaxError as error:
+    except (SyntaxError, ValueError) as error:
         raise InputError(f"{path} of {release.version} does not parse: {error}") from None
+    found: list[tuple[str, str]] | None = None
     for node in tree.body:
         targets = node.targets if isinstance(node, ast.Assign) else []
         target = node.target if isinstance(node, ast.AnnAssign) else (targets[0] if targets else None)
         if isinstance(target, ast.Name) and target.id == name and isinstance(node, ast.Assign | ast.AnnAssign):
-            return [
-                (pair.elts[0].value, pair.elts[1].value)
-                for pair in ast.walk(node)
-                if isinstance(pair, ast.Tuple)
-                and len(pair.elts) == 2
-                and isinstance(pair.elts[0], ast.Constant)
-                and isinstance(pair.elts[1], ast.Constant)
-                and isinstance(pair.elts[0].value, str)
-                and isinstance(pair.elts[1].value, str)
-            ]
-    raise InputError(f"{path} of {release.version} defines no {name}")
+            found = _literal_pairs(node)
+        elif isinstance(node, ast.ImportFrom) and node.level == 1 and name in {a.asname or a.name for a in node.names}:
+            original = next(a.name for a in node.names if name == (a.asname or a.name))
+            found = _pairs(release, f"{path.rpartition('/')[0]}/{node.module}.py", original)
+        elif found is not None and isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+            if ast.unparse(node.value.func) == f"{name}.update":
+                found = [*found, *_literal_pairs(node.value)]
+    if found is None:
+        raise InputError(f"{path} of {release.version} defines no {name}")
+    return found
+
+
+def _literal_pairs(node: ast.AST) -> list[tuple[str, str]]:
+    """Two-tuples and items of a dict display whose both sides are strings, in the order of the text."""
+    sides: list[tuple[ast.expr | None, ast.expr]] = []
+    for inner in ast.walk(node):
+        if isinstance(inner, ast.Tuple) and len(inner.elts) == 2:
+            sides.append((inner.elts[0], inner.elts[1]))
+        elif isinstance(inner, ast.Dict):
+            sides += zip(inner.keys, inner.values, strict=True)
+    return [
+        (key.value, value.value)
+        for key, value in sides
+        if isinstance(key, ast.Constant)
+        and isinstance(value, ast.Constant)
+        and isinstance(key.value, str)
+        and isinstance(value.value, str)
+    ]
 
 
 def _file_of(release: Release, model_type: str, head: str, folders: dict[str, str]) -> str:

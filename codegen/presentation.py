@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 if TYPE_CHECKING:
+    from codegen.drift import Report
     from codegen.emit.coverage import Row
     from codegen.review import Explanation, Inspection, RuleFacts
 
@@ -168,6 +169,44 @@ def show_coverage(rows: Mapping[str, Sequence[Row]]) -> None:
         states = [row.state.value for row in listed]
         say(", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states)))
     say("with places and remedies: regraft coverage --json, regraft inspect TYPE")
+
+
+def show_drift(report: Report) -> None:
+    """A summary, then one line per family that differs with its methods, in what reads worst first."""
+    from codegen.drift import Drift, Outcome
+    from codegen.targets import TARGETS
+
+    def counted(numbers: Mapping[Drift, int] | Mapping[Outcome, int]) -> str:
+        return ", ".join(f"{number} {what.value}" for what, number in numbers.items()) or "none"
+
+    say(f"transformers {report.before} -> {report.after}")
+    say(f"  families   {counted({d: report.count(d) for d in Drift if report.count(d)})}")
+    say(f"  methods    {counted(report.methods)}")
+    for target in TARGETS:
+        say(f"  {target:<10} {counted(report.outcomes(target))}")
+    for family, variant in report.with_outcome(Outcome.NEWLY_REFUSED):
+        why = f": {variant.why[0]}" if variant.why else ""
+        OUT.print(escape(f"newly refused by {variant.target}: {family.family}{why}"), style="red")
+    for drift, style in (
+        (Drift.SEMANTIC, "yellow"),
+        (Drift.NEW, "green"),
+        (Drift.REMOVED, "red"),
+        (Drift.SPELLING, ""),
+    ):
+        for found in report.families:
+            if found.upstream is not drift:
+                continue
+            variants = ", ".join(f"{v.target} {v.outcome.value}" for v in found.variants)
+            OUT.print(escape(f"{drift.value}: {found.family} ({variants})"), style=style)
+            for change in (Drift.SEMANTIC, Drift.NEW, Drift.REMOVED, Drift.SPELLING):
+                for name in found.of(change):
+                    say(f"  {change.value:<13} {name}")
+    for found in report.families:
+        supported = [v.target for v in found.variants if v.outcome is Outcome.NEWLY_SUPPORTED]
+        if supported and found.upstream not in {Drift.SEMANTIC, Drift.NEW, Drift.SPELLING}:
+            say(f"newly supported: {found.family} ({', '.join(supported)})")
+        if found.unexplained:
+            say(f"variant changed, no method did: {found.family} ({found.path})")
 
 
 def show_rules(found: Sequence[RuleFacts], in_full: bool) -> None:

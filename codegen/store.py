@@ -12,6 +12,9 @@ Layout of the staging folder:
     .regraft-commit/old/<n>      what change n replaced or removed: a second link to the same inode
     .regraft-commit/journal      the changes; it is there from the moment the tree may be touched ...
     .regraft-commit/committed    ... and gets this name once the tree is as planned
+
+Files right beside the root can be part of a commit too, as a pin must change with what was generated for it: same
+file system, same journal, same way back. Their paths are `../<name>`.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
-from types import FrameType
+from types import FrameType, MappingProxyType
 
 try:
     import fcntl
@@ -38,6 +41,7 @@ except ImportError:  # no advisory locks on this platform: two writers at a time
 STAGING = ".regraft-commit"
 """Name of the staging folder. It exists only while a commit runs, or after one was killed."""
 
+_UP = ".."
 _NEW, _OLD, _JOURNAL, _COMMITTED = "new", "old", "journal", "committed"
 
 
@@ -65,17 +69,24 @@ class Changes:
         return bool(self.created or self.updated or self.orphaned)
 
 
-def plan(root: Path, files: Mapping[str, str], owned: Collection[str]) -> Changes:
+def plan(
+    root: Path, files: Mapping[str, str], owned: Collection[str], beside: Mapping[str, str] = MappingProxyType({})
+) -> Changes:
     """Compares a generation with the tree and returns the difference; writes nothing.
 
     `files` are the texts by relative path (written as UTF-8, line ends as they are), `owned` the paths that earlier
-    generations wrote, usually from the manifest. Other files under the root are none of our business. The only case in
-    which the tree is touched is a commit that was killed: its traces are removed first, see `recover`.
+    generations wrote, usually from the manifest, `beside` texts of files beside the root, by name. Other files are none
+    of our business. The only case in which the tree is touched is a commit that was killed: its traces are removed
+    first, see `recover`.
 
     Raises:
         StoreError: a path is not a plain relative path, or is taken by a folder or a link, or cannot be read.
     """
     recover(root)
+    for path in (*files, *owned):
+        if path.startswith(f"{_UP}/"):
+            raise StoreError(f"{path!r} is not a plain relative path")
+    files = {**files, **{f"{_UP}/{name}": text for name, text in beside.items()}}
     groups: dict[str, list[str]] = {"created": [], "updated": [], "unchanged": [], "orphaned": []}
     before: dict[str, str | None] = {}
     with _explained(root, "cannot compare the generated files", "nothing was written"):
@@ -268,9 +279,10 @@ def _undo(root: Path) -> None:
 
 
 def _read(root: Path, path: str) -> bytes | None:
-    """The bytes of a file of the tree, None if there is none."""
+    """The bytes of a file of the tree, or right beside it, None if there is none."""
     parts = PurePosixPath(path).parts
-    if not parts or path != "/".join(parts) or path.startswith("/") or ".." in parts or parts[0] == STAGING:
+    below = parts[1:] if len(parts) == 2 and parts[0] == _UP else parts
+    if not below or path != "/".join(parts) or path.startswith("/") or _UP in below or below[0] == STAGING:
         raise StoreError(f"{path!r} is not a plain relative path")
     place = root
     for part in parts:

@@ -1,0 +1,237 @@
+"""What changed between two releases, as plain data: per family and method upstream, per target the variant.
+
+Compared are the methods that a variant of either release is derived from, of which the manifest has fingerprints, and
+what these rely on in their modeling file (see ``reliance``). What a file imports is not looked at. A family that has no
+variant in either release has nothing to compare.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+from codegen.diagnostics import Diagnostic, SourceError
+from codegen.discovery import Family
+from codegen.driver import Compiled
+from codegen.fingerprint import Definition, fingerprint, methods, spelling
+from codegen.reliance import relied_on
+from codegen.source import Release
+from codegen.targets import TARGETS
+
+
+class Drift(Enum):
+    """How a method, or all of a family's, differ upstream; ordered by how much a reader has to look at."""
+
+    NOT_COMPARED = "not compared"  # no variant on either side, or a damaged file
+    UNCHANGED = "unchanged"
+    SPELLING = "spelling only"
+    SEMANTIC = "semantic"
+    NEW = "new"
+    REMOVED = "removed"
+
+
+class Outcome(Enum):
+    """What becomes of a variant."""
+
+    UNCHANGED = "unchanged"
+    CHANGED = "changed"
+    NEWLY_REFUSED = "newly refused"
+    NEWLY_SUPPORTED = "newly supported"
+    REFUSED = "refused"  # before as after, or in a family that is new
+    REMOVED = "removed"  # with its family
+
+
+@dataclass(frozen=True)
+class MethodDrift:
+    """``name`` is ``Class.method``, ``function``, or ``Class`` for its bases, decorators and attributes."""
+
+    name: str
+    drift: Drift
+
+
+@dataclass(frozen=True)
+class VariantDrift:
+    """``why`` holds the diagnostics of a refusal by the newer release."""
+
+    target: str
+    outcome: Outcome
+    why: tuple[Diagnostic, ...] = ()
+
+
+@dataclass(frozen=True)
+class FamilyDrift:
+    """``upstream`` sums up the methods; NEW and REMOVED mean the family itself."""
+
+    family: str
+    path: str
+    upstream: Drift
+    methods: tuple[MethodDrift, ...]
+    variants: tuple[VariantDrift, ...]
+
+    def of(self, drift: Drift) -> tuple[str, ...]:
+        return tuple(m.name for m in self.methods if m.drift is drift)
+
+    @property
+    def unexplained(self) -> bool:
+        """Whether a variant changed although no method did: what it takes from elsewhere in the file has."""
+        return self.upstream is Drift.UNCHANGED and any(v.outcome is Outcome.CHANGED for v in self.variants)
+
+    @property
+    def differs(self) -> bool:
+        """Whether it is more than spelling."""
+        turned = {Outcome.NEWLY_REFUSED, Outcome.NEWLY_SUPPORTED}
+        by_upstream = self.upstream in {Drift.SEMANTIC, Drift.NEW, Drift.REMOVED}
+        return by_upstream or self.unexplained or any(v.outcome in turned for v in self.variants)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Every family of either release, by name."""
+
+    before: str
+    after: str
+    families: tuple[FamilyDrift, ...]
+
+    @property
+    def differs(self) -> bool:
+        return any(f.differs for f in self.families)
+
+    def count(self, drift: Drift) -> int:
+        return sum(f.upstream is drift for f in self.families)
+
+    def outcomes(self, target: str) -> dict[Outcome, int]:
+        """How many families of a target have each outcome; those that none has are left out."""
+        found = [v.outcome for f in self.families for v in f.variants if v.target == target]
+        return {outcome: found.count(outcome) for outcome in Outcome if outcome in found}
+
+    @property
+    def methods(self) -> dict[Drift, int]:
+        """How many methods, each once however many families share it."""
+        found = {(f.path, m.name): m.drift for f in self.families for m in f.methods}
+        return {drift: list(found.values()).count(drift) for drift in Drift if drift in found.values()}
+
+    def with_outcome(self, outcome: Outcome) -> list[tuple[FamilyDrift, VariantDrift]]:
+        return [(f, v) for f in self.families for v in f.variants if v.outcome is outcome]
+
+    def as_dict(self) -> dict[str, object]:
+        return {
+            "from": self.before,
+            "to": self.after,
+            "differs": self.differs,
+            "upstream": {drift.value: self.count(drift) for drift in Drift if self.count(drift)},
+            "methods": {drift.value: number for drift, number in self.methods.items()},
+            "variants": {t: {o.value: number for o, number in self.outcomes(t).items()} for t in TARGETS},
+            "families": [
+                {
+                    "family": f.family,
+                    "file": f.path,
+                    "upstream": f.upstream.value,
+                    "differs": f.differs,
+                    "methods": {m.name: m.drift.value for m in f.methods},
+                    "variants": {
+                        v.target: {
+                            "outcome": v.outcome.value,
+                            "diagnostics": [{**d.as_dict(), "family": f.family} for d in v.why],
+                        }
+                        for v in f.variants
+                    },
+                }
+                for f in self.families
+            ],
+        }
+
+
+class Side:
+    """One of the two releases, and what the compiler made of it."""
+
+    def __init__(self, release: Release, compiled: Iterable[Compiled]) -> None:
+        self.release = release
+        self.compiled: dict[tuple[str, str], Compiled] = {}  # by (target, family)
+        self.families: dict[str, Family] = {}
+        self._refused: dict[tuple[str, str], tuple[Diagnostic, ...]] = {}
+        self._definitions: dict[str, Mapping[str, Definition] | None] = {}
+        for one in compiled:
+            for family in one.generated:
+                self.compiled[one.target, family.model_type] = one
+                self.families[family.model_type] = family
+            for family, diagnostics in one.refused:
+                self._refused[one.target, family.model_type] = diagnostics
+                self.families[family.model_type] = family
+
+    def why_refused(self, target: str, family: str) -> tuple[Diagnostic, ...]:
+        return self._refused.get((target, family), ())
+
+    def methods_of(self, family: str) -> set[str]:
+        """What the family's variants of all targets were derived from."""
+        return {name for t in TARGETS if (t, family) in self.compiled for name, _ in self.compiled[t, family].methods}
+
+    def definitions(self, path: str) -> Mapping[str, Definition] | None:
+        """The definitions of a file by qualified name; None when it is damaged."""
+        if path not in self._definitions:
+            try:
+                self._definitions[path] = methods(ast.parse(self.release.text(path)))
+            except (SourceError, SyntaxError, ValueError):
+                self._definitions[path] = None
+        return self._definitions[path]
+
+
+def compare(before: Side, after: Side) -> Report:
+    """Everything that differs between two releases, as one and the same compiler sees them."""
+    names = sorted({*before.families, *after.families})
+    known: dict[tuple[str, str, str], Drift] = {}  # methods of files that several families share
+    families = tuple(_family(before, after, name, known) for name in names)
+    return Report(before.release.version, after.release.version, families)
+
+
+def _family(before: Side, after: Side, name: str, known: dict[tuple[str, str, str], Drift]) -> FamilyDrift:
+    old, new = before.families.get(name), after.families.get(name)
+    variants = tuple(_variant(before, after, target, name) for target in TARGETS)
+    if new is None:
+        assert old is not None
+        return FamilyDrift(name, old.path, Drift.REMOVED, (), variants)
+    if old is None:
+        return FamilyDrift(name, new.path, Drift.NEW, (), variants)
+    compared = []
+    ours, theirs = before.definitions(old.path), after.definitions(new.path)
+    if ours is not None and theirs is not None:
+        texts = before.release.text(old.path), after.release.text(new.path)
+        roots = before.methods_of(name) | after.methods_of(name)
+        for method in sorted(relied_on(ours, roots) | relied_on(theirs, roots)):
+            key = (old.path, new.path, method)
+            if key not in known:
+                known[key] = _method(ours.get(method), theirs.get(method), *texts)
+            compared.append(MethodDrift(method, known[key]))
+    return FamilyDrift(name, new.path, _summed_up(compared), tuple(compared), variants)
+
+
+def _method(old: Definition | None, new: Definition | None, old_text: str, new_text: str) -> Drift:
+    if old is None:
+        return Drift.NEW
+    if new is None:
+        return Drift.REMOVED
+    if spelling(old, old_text) == spelling(new, new_text):
+        return Drift.UNCHANGED
+    return Drift.SPELLING if fingerprint(old) == fingerprint(new) else Drift.SEMANTIC
+
+
+def _summed_up(compared: list[MethodDrift]) -> Drift:
+    found = {m.drift for m in compared}
+    if not found:
+        return Drift.NOT_COMPARED
+    if found & {Drift.SEMANTIC, Drift.NEW, Drift.REMOVED}:
+        return Drift.SEMANTIC
+    return Drift.SPELLING if Drift.SPELLING in found else Drift.UNCHANGED
+
+
+def _variant(before: Side, after: Side, target: str, name: str) -> VariantDrift:
+    old, new = before.compiled.get((target, name)), after.compiled.get((target, name))
+    if name not in after.families:
+        return VariantDrift(target, Outcome.REFUSED if old is None else Outcome.REMOVED)
+    if new is None:
+        outcome = Outcome.REFUSED if old is None else Outcome.NEWLY_REFUSED
+        return VariantDrift(target, outcome, after.why_refused(target, name))
+    if old is None:
+        return VariantDrift(target, Outcome.NEWLY_SUPPORTED)
+    return VariantDrift(target, Outcome.UNCHANGED if old.text == new.text else Outcome.CHANGED)

@@ -1,0 +1,184 @@
+"""A bump writes the tree and the pins together, or nothing at all."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from bench import CONSTRAINTS, HEADS, PIN, Ended, contents, rewrite, run, write_release
+
+from codegen import store
+from codegen.emit import manifest
+
+DONE, DIFFERENT, UNUSABLE = 0, 1, 2
+NAMES = ("llama", "phi")
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Releases 1.0.0 and 2.0.0, and a project made for the first; made once."""
+    root = tmp_path_factory.mktemp("bump")
+    for name, version in (("old", "1.0.0"), ("new", "2.0.0")):
+        write_release(root / name, version, {name: HEADS[name] for name in NAMES})
+    rewrite(root / "new", "llama", ("scaling=self.scaling,", ""))
+    project = root / "project"
+    project.mkdir()
+    assert run("generate", "--source", root / "old", "--out", project / "generated", "--jobs", 1).code == DONE
+    (project / "pyproject.toml").write_text(PIN)
+    (project / "constraints.txt").write_text(CONSTRAINTS)
+    return root
+
+
+@pytest.fixture
+def root(pristine: Path, tmp_path: Path) -> Path:
+    shutil.copytree(pristine, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+def _bump(root: Path, *options: object, version: str = "2.0.0") -> Ended:
+    sources = ("--source", root / "new", "--base", root / "old")
+    return run("bump", version, *sources, "--out", root / "project/generated", "--jobs", 1, *options)
+
+
+def test_tree_and_pins_move_together(root: Path) -> None:
+    project = root / "project"
+    before = contents(project)
+    done = _bump(root)
+    assert done.code == DIFFERENT
+    after = contents(project)
+    assert {path for path in after if after[path] != before.get(path)} == {
+        "pyproject.toml", "constraints.txt", "generated/MANIFEST.toml", "generated/COVERAGE.md",
+        "generated/qeff/modeling_llama.py", "generated/rmpad/modeling_llama.py",
+    }  # fmt: skip
+    assert set(before) == set(after), "nothing is left behind"
+    assert after["pyproject.toml"][0].decode() == PIN.replace("==1.0.0", "==2.0.0").replace("== 1.0.0", "== 2.0.0")
+    assert after["constraints.txt"][0].decode() == CONSTRAINTS.replace("transformers==1.0.0", "transformers==2.0.0")
+    written = manifest.read(project / "generated" / manifest.NAME)
+    assert written is not None and written.version == "2.0.0"
+    assert "scaling=self.scaling" not in after["generated/qeff/modeling_llama.py"][0].decode()
+    assert "semantic      LlamaAttention.forward" in done.out
+    assert "6 files written, 0 removed; the pin is 2.0.0" in done.out
+    assert "regraft verify --target qeff --record llama\n  regraft verify --target rmpad --record llama" in done.out
+    assert run("check", "--source", root / "new", "--out", project / "generated", "--jobs", 1).code == DONE
+
+
+def test_once_more_changes_nothing(root: Path) -> None:
+    assert _bump(root).code == DIFFERENT
+    before = contents(root / "project")
+    again = run(
+        "bump", "2.0.0", "--source", root / "new", "--base", root / "new",
+        "--out", root / "project/generated", "--jobs", 1, "--json",
+    )  # fmt: skip
+    assert again.code == DONE and again.json["written"] == again.json["verify"] == []
+    assert contents(root / "project") == before
+
+
+@pytest.mark.parametrize("options", [(), ("--json",), ("--markdown",)])
+def test_a_dry_run_writes_nothing(root: Path, options: tuple[str, ...]) -> None:
+    before = contents(root)
+    done = _bump(root, "--dry-run", *options)
+    assert done.code == DIFFERENT and "LlamaAttention.forward" in done.out
+    assert contents(root) == before
+    if options == ("--json",):
+        assert done.json["written"] == [] and done.json["verify"][0] == "regraft verify --target qeff --record llama"
+    else:
+        assert "nothing was written" in done.out + done.err
+
+
+def test_refusals_and_families_that_go(root: Path) -> None:
+    update = "past_key_values.update(key_states, value_states, self.layer_idx)"
+    rewrite(root / "new", "phi", (update, "past_key_values.update(*states, self.layer_idx)"))
+    done = _bump(root, "--json")
+    assert done.code == DIFFERENT
+    assert done.json["removed"] == ["qeff/modeling_phi.py", "rmpad/modeling_phi.py"]
+    assert not (root / "project/generated/qeff/modeling_phi.py").exists()
+
+
+@pytest.mark.parametrize("failing", range(6))
+def test_a_write_that_fails_leaves_everything(root: Path, failing: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = contents(root)
+    replace, calls = os.replace, 0
+
+    def full(source: object, target: object) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == failing + 1:
+            raise OSError(28, "No space left on device", str(target))
+        replace(source, target)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(store.os, "replace", full)
+    done = _bump(root)
+    monkeypatch.undo()
+    assert calls > failing and done.code == UNUSABLE
+    assert "the disk is full" in done.err and "the tree is as it was" in done.err
+    assert contents(root) == before
+
+
+def test_a_killed_bump_is_undone_by_the_next_command(root: Path) -> None:
+    """The process ends with the pins moved and half of the tree: what a power cut leaves."""
+    project = root / "project"
+    before = contents(project)
+    child = os.fork()
+    if child == 0:
+        replace, calls = os.replace, 0
+
+        def killed(source: object, target: object) -> None:
+            nonlocal calls
+            calls += 1
+            if calls == 4:
+                os._exit(9)
+            replace(source, target)  # type: ignore[arg-type]
+
+        store.os.replace = killed  # type: ignore[assignment]
+        _bump(root)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert (project / "pyproject.toml").read_text() != PIN, "the pin had moved"
+    store.plan(project / "generated", {}, ())
+    assert contents(project) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("pyproject.toml", None, "does not exist"),
+        ("pyproject.toml", "[project\n", "is damaged"),
+        ("pyproject.toml", "[project]\ndependencies = ['transformers>=1']\n", "pins no transformers"),
+        ("pyproject.toml", "[tool.x]\n", "pins no transformers"),
+        ("generated/qeff/modeling_llama.py", "mine = 1\n", "edited by hand: qeff/modeling_llama.py"),
+        ("generated/MANIFEST.toml", None, "holds no manifest"),
+    ],
+)
+def test_what_cannot_be_written_is_said_before(root: Path, name: str, text: str | None, message: str) -> None:
+    place = root / "project" / name
+    place.unlink() if text is None else place.write_text(text)
+    before = contents(root)
+    for options in ((), ("--dry-run",)):
+        done = _bump(root, *options)
+        assert done.code == UNUSABLE and message in done.err
+        assert contents(root) == before
+
+
+def test_a_source_of_another_version(root: Path) -> None:
+    before = contents(root)
+    done = _bump(root, version="3.0.0")
+    assert done.code == UNUSABLE and "the source is of 2.0.0, not of 3.0.0" in done.err
+    assert run("bump", "newest", "--out", root / "project/generated").code == UNUSABLE
+    assert contents(root) == before
+
+
+def test_a_project_without_constraints(root: Path) -> None:
+    (root / "project/constraints.txt").unlink()
+    assert _bump(root).code == DIFFERENT
+    assert not (root / "project/constraints.txt").exists()
+
+
+@pytest.mark.parametrize("path", ["../x", "../../x", "../.regraft-commit"])
+def test_a_generated_path_never_leaves_the_tree(root: Path, path: str) -> None:
+    out = root / "project/generated"
+    with pytest.raises(store.StoreError, match="not a plain relative path"):
+        store.plan(out, {path: ""}, ())
+    with pytest.raises(store.StoreError, match="not a plain relative path"):
+        store.plan(out, {}, (path,))
+    with pytest.raises(store.StoreError, match="not a plain relative path"):
+        store.plan(out, {}, (), {f"../{path}": ""})
