@@ -107,8 +107,7 @@ def compile_files(
 
 def _map(work: list[Work], jobs: int) -> Iterable[tuple[Compiled, ...]]:
     if jobs <= 1 or len(work) <= 1:
-        with _without_cycles():
-            yield from (_guarded(*item) for item in work)
+        yield from (_guarded(*item) for item in work)
         return
     pool = ProcessPoolExecutor(max_workers=jobs, initializer=_start_process)
     try:
@@ -125,7 +124,7 @@ def _start_process() -> None:
 
 
 @contextmanager
-def _without_cycles() -> Iterator[None]:
+def without_cycles() -> Iterator[None]:
     """Leaves out looking for cycles: syntax trees are millions of small objects and have none, and each look at them
     all takes as long as parsing them."""
     was_enabled = gc.isenabled()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from codegen.diagnostics import SOURCE, Diagnostic, InputError, SourceError
 from codegen.discovery import Family, discover
-from codegen.driver import Compiled, compile_files, mask_helpers
+from codegen.driver import Compiled, compile_files, mask_helpers, without_cycles
 from codegen.emit import coverage, manifest, verified
 from codegen.emit.index import index
 from codegen.source import Release
@@ -70,6 +70,7 @@ def select(families: Sequence[Family], names: Iterable[str]) -> list[Family]:
     return chosen or list(families)
 
 
+@without_cycles()
 def build(
     release: Release,
     root: Path,

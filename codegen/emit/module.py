@@ -5,10 +5,6 @@ from __future__ import annotations
 import builtins
 import symtable
 from collections.abc import Iterable
-from functools import lru_cache
-
-import black
-from black.mode import TargetVersion
 
 from codegen.derive import DerivedFunction, EmittedModule, Variant
 from codegen.diagnostics import Diagnostic, Refused, Span
@@ -17,9 +13,6 @@ from codegen.emit.mappings import MAPPINGS
 from codegen.emit.patches import PATCHES
 from codegen.syntax import code, docstring_removed
 from codegen.upstream import UpstreamModule
-
-MODE = black.Mode(line_length=119, target_versions={TargetVersion.PY311})
-
 
 EXTRAS: dict[str, Extras] = {"qeff": MAPPINGS, "rmpad": PATCHES}
 
@@ -41,13 +34,11 @@ def render(emitted: EmittedModule, local_functions: Iterable[DerivedFunction], s
     return "\n\n\n".join([head, *body]) + "\n"
 
 
-@lru_cache(maxsize=4096)
 def _formatted(text: str) -> str:
-    """What black makes of a whole number of statements. Many families say the same: each text is formatted once.
+    """What black makes of a whole number of statements."""
+    from codegen.emit.layout import formatted  # a run that has nothing to write need not wait for black
 
-    Parts put together with the blank lines that black itself would put between them are what black makes of the
-    whole; a test formats every generated file again."""
-    return black.format_str(text, mode=MODE).rstrip("\n")
+    return formatted(text)
 
 
 def _formatted_method(text: str) -> str:

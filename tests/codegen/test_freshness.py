@@ -12,7 +12,7 @@ import black
 import pytest
 
 from codegen.discovery import discover
-from codegen.emit.module import MODE
+from codegen.emit.layout import MODE
 from codegen.source import installed
 from codegen.targets import TARGETS
 
