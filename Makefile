@@ -1,6 +1,6 @@
 # make            set up, compile every family, verify a few, show the coverage table
 # make test       set up, lint, types, tests: what CI runs
-# make verify-all verify every family with every case and record it in generated/ (hours on two cores)
+# make verify-all verify every family with every case and record it in generated/ (over an hour on two cores)
 # make bench      ratios of the compiler, of imports and of training steps, measured side by side
 
 PYTHON ?= python3

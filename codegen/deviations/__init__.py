@@ -1,7 +1,7 @@
 """Declared exceptions of single families: data with a reason and a condition for removal, never code.
 
 A deviation can only refuse. It is for what the text does not show: a family whose variant compiles, and whose upstream
-cannot be matched. A test derives the variant all the same and fails once it verifies.
+cannot be matched. To see whether one is still needed, take it out and run `regraft verify`.
 """
 
 from __future__ import annotations

@@ -139,13 +139,7 @@ def _is_known(module: UpstreamModule, name: str) -> bool:
 
 def _lines(module: UpstreamModule, name: str) -> list[str]:
     """The statements of a function, one line each, as Python itself writes them."""
-    node = module.definition(name)
-    assert node is not None
-    return [_line(statement) for statement in node.body if not _is_docstring(statement)]
-
-
-def _is_docstring(statement: ast.stmt) -> bool:
-    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+    return [_line(statement) for statement in module.body(name)]
 
 
 def _line(statement: ast.stmt) -> str:

@@ -33,11 +33,4 @@ def is_half_rotation(module: UpstreamModule, name: str) -> bool:
     if function is None or parameters(function)[:4] != SIGNATURE:
         return False
     called = names(function.body) & module.functions.keys()
-    return len(called) == 1 and _body(module, *called) in HALVES
-
-
-def _body(module: UpstreamModule, name: str) -> list[str]:
-    node = module.definition(name)
-    assert node is not None
-    documented = ast.get_docstring(node) is not None
-    return [ast.unparse(statement) for statement in node.body[documented:]]
+    return len(called) == 1 and [ast.unparse(statement) for statement in module.body(*called)] in HALVES
