@@ -28,6 +28,7 @@ from codegen.rules.qeff.key_bias import KeyBias
 from codegen.rules.qeff.logits_slice import LogitsSlice, WholeLogits
 from codegen.rules.qeff.loss import Loss
 from codegen.rules.qeff.mask_builder import MaskBuilder
+from codegen.rules.qeff.optional_mask import OptionalMask
 from codegen.rules.qeff.padding_positions import PaddingPositions
 from codegen.rules.qeff.position_default import PositionDefault
 from codegen.rules.qeff.position_embedding import PositionEmbedding
@@ -56,6 +57,7 @@ QEFF = Target(
         Step(GrownTable()),
         Step(PaddingPositions()),
         Step(GivenPositions()),
+        Step(OptionalMask()),
         Step(MaskBuilder(), Expect.SOMEWHERE),
         Step(BiasedMask()),
         Step(PositionEmbedding()),
