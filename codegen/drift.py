@@ -15,10 +15,10 @@ from enum import Enum
 from codegen.diagnostics import Diagnostic, SourceError
 from codegen.discovery import Family
 from codegen.driver import Compiled
-from codegen.fingerprint import Definition, fingerprint, methods, spelling
-from codegen.reliance import relied_on
 from codegen.source import Release
 from codegen.targets import TARGETS
+from runtime.fingerprint import Definition, definitions, fingerprint, spelling
+from runtime.fingerprint.reliance import Reliance
 
 
 class Drift(Enum):
@@ -171,7 +171,7 @@ class Side:
         """The definitions of a file by qualified name; None when it is damaged."""
         if path not in self._definitions:
             try:
-                self._definitions[path] = methods(ast.parse(self.release.text(path)))
+                self._definitions[path] = definitions(ast.parse(self.release.text(path)))
             except (SourceError, SyntaxError, ValueError):
                 self._definitions[path] = None
         return self._definitions[path]
@@ -198,7 +198,7 @@ def _family(before: Side, after: Side, name: str, known: dict[tuple[str, str, st
     if ours is not None and theirs is not None:
         texts = before.release.text(old.path), after.release.text(new.path)
         roots = before.methods_of(name) | after.methods_of(name)
-        for method in sorted(relied_on(ours, roots) | relied_on(theirs, roots)):
+        for method in sorted(Reliance(ours).of(roots) | Reliance(theirs).of(roots)):
             key = (old.path, new.path, method)
             if key not in known:
                 known[key] = _method(ours.get(method), theirs.get(method), *texts)

@@ -17,7 +17,6 @@ from codegen.deviations import REFUSED
 from codegen.diagnostics import SOURCE, Diagnostic, InputError, MissingSourceError, Refused, SourceError, Span
 from codegen.discovery import Family
 from codegen.emit.module import render
-from codegen.fingerprint import fingerprint, methods
 from codegen.ir import FamilyIR
 from codegen.recognize.family import recognize
 from codegen.recognize.switches import config_reads, config_switches
@@ -27,6 +26,8 @@ from codegen.targets import TARGETS
 from codegen.targets.base import Target
 from codegen.upstream import UpstreamModule
 from codegen.verify import checked_text
+from runtime.fingerprint.dependence import File, Import
+from runtime.fingerprint.dependence import Release as Imported
 
 MASK_BUILDERS = "masking_utils.py"
 CAUSAL = "is_causal"
@@ -59,7 +60,10 @@ class Compiled:
     refused: tuple[tuple[Family, tuple[Diagnostic, ...]], ...]
     text: str | None = None
     rules: tuple[tuple[str, tuple[str, ...]], ...] = ()  # upstream class or function -> rules that changed it
-    methods: tuple[tuple[str, str], ...] = ()  # upstream method -> fingerprint
+    methods: tuple[tuple[str, str], ...] = ()  # upstream method that it was derived from -> fingerprint
+    relied_on: tuple[tuple[str, str], ...] = ()  # what these rely on in their file -> fingerprint
+    imports: tuple[Import, ...] = ()  # what all of them name that is from other files
+    imported: tuple[tuple[str, str], ...] = ()  # those of the imports that count, by key -> fingerprint
     switches: tuple[str, ...] = ()  # config fields that the derived code branches on
 
     @property
@@ -103,6 +107,20 @@ def compile_files(
             done(one)
             results.append(one)
     return sorted(results, key=lambda c: (c.path, c.target))
+
+
+def with_imported(release: Release, compiled: Iterable[Compiled]) -> Iterator[Compiled]:
+    """Each with the fingerprints of what its upstream file imports from others of the release."""
+
+    def text(path: str) -> str | None:
+        try:
+            return release.text(path)
+        except SourceError:
+            return None
+
+    imported = Imported(text)
+    for one in compiled:
+        yield replace(one, imported=tuple(imported.fingerprints(one.imports).items()))
 
 
 def _map(work: list[Work], jobs: int) -> Iterable[tuple[Compiled, ...]]:
@@ -157,6 +175,7 @@ class _Facts:
         self.module = module
         self._known: dict[Heads, FamilyIR | Refused] = {}
         self._switches: dict[tuple[str, ...], tuple[str, ...]] = {}
+        self._file = File(module.path, module.ast)
 
     def of(self, heads: Heads) -> FamilyIR:
         """Raises Refused, for every target the same."""
@@ -176,6 +195,16 @@ class _Facts:
             found = config_switches(self.module.ast, classes, (), helpers)
             self._switches[classes] = tuple(sorted({s.field for s in found if s.kind.steers and s.field != CAUSAL}))
         return self._switches[classes]
+
+    def dependence(
+        self, methods_read: Iterable[str]
+    ) -> tuple[tuple[tuple[str, str], ...], tuple[tuple[str, str], ...], tuple[Import, ...]]:
+        """The methods that variants were derived from, what these rely on in the file, and what all of them import."""
+        roots = {name for name in methods_read if name in self._file.definitions}
+        all_of_it = self._file.relied_on(roots)
+        derived = tuple(item for item in all_of_it.items() if item[0] in roots)
+        relied_on = tuple(item for item in all_of_it.items() if item[0] not in roots)
+        return derived, relied_on, self._file.imports(all_of_it)
 
 
 def _guarded_target(facts: _Facts, families: tuple[Family, ...], target_name: str, helpers: Helpers) -> Compiled:
@@ -245,8 +274,8 @@ def _compile(facts: _Facts, families: tuple[Family, ...], target: Target, helper
             *((v.upstream, tuple(r.id for r in v.rules)) for v in emitted.variants),
             *((f.node.name.value, tuple(r.id for r in f.rules)) for f in emitted.functions),
         ),
-        _fingerprints(module, emitted),
-        facts.switches(emitted.family.reachable, helpers),
+        *facts.dependence(emitted.methods_read),
+        switches=facts.switches(emitted.family.reachable, helpers),
     )
 
 
@@ -259,14 +288,3 @@ def _together(
     if len({head for _, head in heads}) == 1 and isinstance(first, EmittedModule):
         return replace(first, family=replace(first.family, heads=heads))
     return derive(facts.module, facts.of(heads), target)
-
-
-def _fingerprints(module: UpstreamModule, emitted: EmittedModule) -> tuple[tuple[str, str], ...]:
-    """Spelling-insensitive digests of the upstream methods that the variants were derived from or rely on."""
-    nodes = methods(module.ast)
-    found = {}
-    for where in sorted(emitted.methods_read):
-        node = nodes.get(where)
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            found[where] = fingerprint(node)
-    return tuple(found.items())

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from codegen.diagnostics import SOURCE, Diagnostic, InputError, SourceError
 from codegen.discovery import Family, discover
-from codegen.driver import Compiled, compile_files, mask_helpers, without_cycles
+from codegen.driver import Compiled, compile_files, mask_helpers, with_imported, without_cycles
 from codegen.emit import coverage, manifest, verified
 from codegen.emit.index import index
 from codegen.source import Release
@@ -95,7 +95,8 @@ def build(
         by_path.setdefault(family.path, []).append(family)
     helpers = repr(sorted(mask_helpers(release).items()))
     sources = {path: _source_digest(release, path, helpers) for path in by_path}
-    compiled: list[Compiled] = []
+    compiled: list[Compiled] = []  # from this release's text
+    older: list[Compiled] = []
     work: dict[Family, list[str]] = {}
     kept: list[manifest.Entry] = []
     for target in TARGETS:
@@ -105,11 +106,11 @@ def build(
             text = past.text(entry) if entry is not None and (current or path not in chosen) else None
             if entry is not None and text is not None:
                 kept.append(entry)
-                compiled.append(text)
+                (compiled if entry.source == sources[path] else older).append(text)
             elif path in chosen or entry is not None:
                 for member in members:
                     work.setdefault(member, []).append(target)
-    reused = len(compiled)
+    reused = len(compiled) + len(older)
     planned(len({(family.path, target) for family, targets in work.items() for target in targets}))
     damaged: list[Compiled] = []
     for one in compile_files(release, work, jobs, done):
@@ -118,12 +119,15 @@ def build(
         text = past.text(entry) if entry is not None else None
         if entry is not None and text is not None:
             kept.append(entry)
-        compiled.append(text or one)
-    compiled.sort(key=lambda c: (c.target, c.path))
+            older.append(text)
+        else:
+            compiled.append(one)
+    behind = past.releases(older, release)
+    compiled = sorted([*with_imported(release, compiled), *older], key=lambda c: (c.target, c.path))
     sources |= {entry.compiled.path: entry.source for entry in kept}
     # what an older compiler wrote and stays makes the whole tree one that is not this compiler's
     compiler = past.compiler if past.is_current_compiler or not kept else ""
-    files = _render(root, release.version, compiler, compiled, sources)
+    files = _render(root, release.version, compiler, compiled, sources, behind)
     states = _states(root, files, past.written)
     return Tree(release.version, files, tuple(compiled), reused, states, past.written, tuple(damaged))
 
@@ -142,6 +146,11 @@ class _Past:
 
     def is_of(self, release: Release) -> bool:
         return self.written is not None and self.written.version == release.version
+
+    def releases(self, kept: Iterable[Compiled], release: Release) -> dict[tuple[str, str], str]:
+        """By target and upstream file, the releases that kept texts are of, where that is not the one at hand."""
+        found = {(one.target, one.path): self.entry(one.target, one.path) for one in kept}
+        return {key: e.version for key, e in found.items() if e is not None and e.version != release.version}
 
     def entry(self, target: str, path: str) -> manifest.Entry | None:
         return self.written.entries.get((target, path)) if self.written is not None else None
@@ -186,7 +195,12 @@ def _text(path: Path) -> str | None:
 
 
 def _render(
-    root: Path, version: str, compiler: str, compiled: Sequence[Compiled], sources: Mapping[str, str]
+    root: Path,
+    version: str,
+    compiler: str,
+    compiled: Sequence[Compiled],
+    sources: Mapping[str, str],
+    behind: Mapping[tuple[str, str], str],
 ) -> dict[str, str]:
     files = {"__init__.py": PACKAGE_TEXT}
     for one in compiled:
@@ -201,7 +215,7 @@ def _render(
         table[target] = coverage.rows(mine, digests, records.get(target, {}))
     packages = {path: manifest.digest(text) for path, text in files.items() if path.endswith("__init__.py")}
     files[coverage_name()] = coverage.render(version, table)
-    files[manifest.NAME] = manifest.render(version, compiler, compiled, sources, packages)
+    files[manifest.NAME] = manifest.render(version, compiler, compiled, sources, packages, behind)
     return files
 
 

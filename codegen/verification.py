@@ -17,7 +17,7 @@ from codegen.emit import coverage, manifest, verified
 from codegen.generation import coverage_name
 from codegen.presentation import ERR, OUT
 from codegen.review import coverage_rows
-from codegen.source import PACKAGE
+from codegen.source import PACKAGE, installed
 
 if TYPE_CHECKING:
     from runtime.verify.results import FamilyResult
@@ -94,6 +94,11 @@ def run_verification(
         raise InputError(str(error)) from None
     if record and (cases not in ((), (DEFAULT,)) or (stages and set(stages) != set(target.stages))):
         raise InputError("only a run of all stages, and of all cases or the default one, can be recorded")
+    if record and remembered is not None and not same_version(installed().version, remembered.version):
+        raise InputError(
+            f"the tree was generated from {remembered.version}, and {installed().version} is installed: what is"
+            " measured here cannot be recorded for it"
+        )
     with Reporter(ERR, len(wanted)) as reporter:
         results = verify_families(
             wanted, stages, jobs, cases, seed, time_limit=time_limit, on_event=reporter, target=target

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from codegen.diagnostics import Diagnostic
-from codegen.fingerprint.canonical import DOCUMENTATION_DECORATORS
 from codegen.ir import FamilyIR, NormScale, Role, RotaryStyle
 from codegen.rules.base import Rule
 from codegen.upstream import UpstreamModule
+from runtime.fingerprint.canonical import DOCUMENTATION_DECORATORS
 
 DOCUMENTATION = dict.fromkeys(DOCUMENTATION_DECORATORS, "it writes a docstring")
 """Decorators that every target drops."""

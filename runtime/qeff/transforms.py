@@ -14,6 +14,8 @@ from typing import Any, ClassVar, cast
 
 from torch import nn
 
+from runtime.guard import explain_unknown, import_variants
+
 logger = logging.getLogger(__name__)
 
 _INDEX = "generated.qeff"
@@ -101,6 +103,7 @@ class ModuleMappingTransform:
             the model, and whether anything was swapped.
         Raises:
             UnsupportedFamilyError: there are no variants for the model (transforms over generated variants).
+            UpstreamChangedError: they are of another release, in which the family means something else (likewise).
         """
         find = cls._finder(model)
         done: list[nn.Module] = []
@@ -168,8 +171,9 @@ class GeneratedMapping(MutableMapping[type[nn.Module], type[nn.Module]]):
         self._registered: dict[type[nn.Module], type[nn.Module]] = {}
 
     def of(self, generated_module: str) -> Mapping[type[nn.Module], type[nn.Module]]:
-        """The mapping of one generated module, which is imported."""
-        found = getattr(importlib.import_module(generated_module), self._attribute)
+        """The mapping of one generated module, which is imported if the release that is installed allows it (see
+        `runtime.guard`)."""
+        found = getattr(import_variants(generated_module), self._attribute)
         return cast(Mapping[type[nn.Module], type[nn.Module]], found)
 
     def __getitem__(self, upstream: type[nn.Module]) -> type[nn.Module]:
@@ -220,7 +224,8 @@ class _GeneratedTransform(ModuleMappingTransform):
             return lambda upstream: mapping._registered.get(upstream) or own.get(upstream) or mapping.get(upstream)
         if not any(type(module) in mapping._registered or _swaps(module) for module in model.modules()):
             raise UnsupportedFamilyError(
-                str(family), f"it is not among the {len(index.families)} families that were generated"
+                str(family),
+                f"it is not among the {len(index.families)} families that were generated{explain_unknown(_INDEX)}",
             )
         return mapping._registered.get
 
@@ -262,7 +267,7 @@ def _module_of_class(model: type[nn.Module]) -> str | None:
     module = _index().modules.get(model.__module__)
     if module is None:
         return None
-    variants: Mapping[type[nn.Module], type[nn.Module]] = getattr(importlib.import_module(module), _VARIANTS)
+    variants: Mapping[type[nn.Module], type[nn.Module]] = getattr(import_variants(module), _VARIANTS)
     return module if model in variants else None
 
 

@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
+from runtime.guard import check_upstream, explain_unknown, import_variants
 from runtime.training import swapping
 from runtime.training.diagnostics import PatchError, call, listed, nearest, warn
 from runtime.training.features import KEYWORDS
@@ -114,6 +115,7 @@ class MonkeyPatcher(Mapping[str, Mapping[str, Patch]]):
         Raises:
             UnknownPatchError: nothing is registered for the model type, or not of the patch type.
             RefusedFamilyError: the compiler could not derive the family.
+            UpstreamChangedError: what was generated is of another release, in which the family means something else.
             PatchError: a patch cannot be applied; those of the same call before it are undone.
         """
         return self._apply(model_type, patch_type, strict, kwargs, instance=None)
@@ -226,7 +228,9 @@ class MonkeyPatcher(Mapping[str, Mapping[str, Patch]]):
     # -- registering
 
     def _add(self, model_type: str, patch_type: str, new: Registered) -> None:
-        is_generated = new.name.startswith(f"{self._index_name}.")
+        is_generated = self._index_name is not None and new.name.startswith(f"{self._index_name}.")
+        if is_generated:
+            check_upstream(new.function.__module__)  # also where the module was imported by its own name
         layer = self._generated if is_generated else self._own
         present = layer.setdefault(model_type, {}).get(patch_type)
         hidden = (self._own if is_generated else self._generated).get(model_type, {}).get(patch_type)
@@ -262,16 +266,20 @@ class MonkeyPatcher(Mapping[str, Mapping[str, Patch]]):
         return cast(Mapping[str, str], getattr(index, attribute, {}))
 
     def _of(self, model_type: str) -> dict[str, Registered]:
-        """All patches of a type by patch type, the user's first; imports the generated family."""
+        """All patches of a type by patch type, the user's first; imports the generated family, if the release that is
+        installed allows it."""
         if model_type not in self._generated and model_type in self._families:
             module = self._families[model_type]
             try:
-                importlib.import_module(module)
+                import_variants(module)
             except ImportError as error:
                 raise PatchError(f"the variants of {model_type!r} cannot be imported from {module}: {error}") from error
             if model_type not in self._generated:
                 raise PatchError(f"{module} registers nothing for {model_type!r}, though the index says so")
         return {**self._generated.get(model_type, {}), **self._own.get(model_type, {})}
+
+    def _of_other_release(self) -> str:
+        return explain_unknown(self._index_name) if self._index_name is not None else ""
 
     def _find(self, model_type: str, patch_types: Sequence[str]) -> list[Registered]:
         if not isinstance(model_type, str) or not model_type:
@@ -288,6 +296,7 @@ class MonkeyPatcher(Mapping[str, Mapping[str, Patch]]):
             raise UnknownPatchError(
                 f"no patch is registered for model type {model_type!r}{nearest(model_type, self) or '.'} "
                 f"Registered: {listed(self)}. The module that registers a patch has to be imported before it is applied"
+                f"{self._of_other_release()}"
             )
         raise UnknownPatchError(
             f"model type {model_type!r} has no patch {unknown[0]!r}{nearest(str(unknown[0]), found) or '.'} "

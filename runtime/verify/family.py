@@ -10,6 +10,7 @@ from runtime.verify.reference import UpstreamFailsError
 from runtime.verify.results import CaseResult, Check, FamilyResult, Status, status_of
 from runtime.verify.scenarios import ESSENTIAL, SCENARIOS, Scenario
 from runtime.verify.subject import Subject, has_effect, prepare
+from runtime.verify.switches import why_not_here
 
 STAGES = ("hf", "kv", "ort")
 """Upstream itself; the variant in torch; its exported file in ONNX Runtime."""
@@ -33,6 +34,8 @@ class Request:
 
 def verify_family(request: Request, progress: Progress = lambda case: None) -> FamilyResult:
     """Runs the cases of an inference variant; see `through_cases`."""
+    if set(request.stages) - {STAGES[0]} and (why := why_not_here("qeff", request.family)):
+        return FamilyResult(request.family, Status.FAILED, message=why)
 
     def one(case: Case) -> CaseResult:
         scenarios = SCENARIOS if case.name == DEFAULT else ESSENTIAL

@@ -1,9 +1,12 @@
-"""The configuration fields that each family's code branches on, as the compiler recorded them."""
+"""What the compiler recorded: which families there are, the configuration fields that each one's code branches on, and
+what upstream they are for."""
 
 import tomllib
 from importlib import import_module
 from importlib.resources import files
 from typing import Any
+
+from runtime.guard import ManifestError, UpstreamChangedError, check_upstream
 
 
 def recorded_switches(target: str) -> dict[str, tuple[str, ...]]:
@@ -26,3 +29,17 @@ def generated_families(target: str) -> tuple[str, ...]:
     except ModuleNotFoundError:
         return ()
     return tuple(sorted(index.FAMILIES))
+
+
+def why_not_here(target: str, family: str) -> str:
+    """Why a family's variants cannot be used with the release that is installed; empty where they can, or where the
+    family has none."""
+    try:
+        module = import_module(f"generated.{target}").FAMILIES.get(family)
+        if module is not None:
+            check_upstream(module)
+    except ModuleNotFoundError:
+        return ""
+    except (UpstreamChangedError, ManifestError) as error:
+        return str(error)
+    return ""

@@ -20,6 +20,7 @@ from codegen.source import installed
 ROOT = Path(importlib.util.find_spec("codegen").origin).parent.parent  # type: ignore[union-attr, arg-type]
 PACKAGES = ("codegen", "runtime", "generated")
 MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+SHARED = "runtime.fingerprint"  # what the compiler records and the runtime compares
 DISPATCH = "codegen/verification.py"  # the one module of the compiler that hands over to the runtime
 
 LONGEST = 430
@@ -89,12 +90,19 @@ def test_there_is_something_to_look_at() -> None:
 @pytest.mark.parametrize("path", _of("codegen"), ids=_name)
 def test_the_compiler_imports_text_only(path: Path) -> None:
     banned = {"torch", "transformers", "runtime", "generated", "tests"}
-    found = _tops(_imported(path)) & banned
+    imported = {name for name in _imported(path) if not f"{name}.".startswith(f"{SHARED}.")}
+    found = _tops(imported) & banned
     if _name(path) == DISPATCH:
         assert found == {"runtime"}
         assert not _tops(set(_imports(_at_import_time(_tree(path).body)))) & banned, "only when the command runs"
     else:
         assert not found
+
+
+@pytest.mark.parametrize("path", _of(SHARED.replace(".", "/")), ids=_name)
+def test_what_both_import_is_standard_library_alone(path: Path) -> None:
+    others = {name for name in _imported(path) if not f"{name}.".startswith(f"{SHARED}.")}
+    assert _tops(others) <= set(sys.stdlib_module_names)
 
 
 @pytest.mark.parametrize("path", _of("runtime"), ids=_name)
@@ -121,7 +129,6 @@ def test_the_index_of_variants_is_data() -> None:
         ("rules", ("targets", "derive", "driver", "emit", "generation", "store")),
         ("targets", ("derive", "driver", "emit", "generation", "store")),
         ("emit", ("generation", "store", "presentation", "review")),
-        ("fingerprint", ("recognize", "rules", "targets", "derive", "driver", "emit", "generation", "store")),
     ],
 )
 def test_layers_look_down_only(layer: str, banned: tuple[str, ...]) -> None:
@@ -141,10 +148,22 @@ def test_loading_the_whole_compiler_loads_no_torch() -> None:
     script = (
         "import importlib, sys\n"
         f"for name in {modules!r}: importlib.import_module(name)\n"
-        "heavy = {'torch', 'transformers', 'onnx', 'onnxruntime', 'numpy', 'runtime'} & set(sys.modules)\n"
+        "heavy = {'torch', 'transformers', 'onnx', 'onnxruntime', 'numpy'} & set(sys.modules)\n"
+        f"heavy |= {{m for m in sys.modules if m.startswith('runtime.') and not m.startswith({SHARED!r})}}\n"
         "sys.exit(', '.join(sorted(heavy)) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_guard_loads_nothing_heavy() -> None:
+    """It is imported before anybody knows whether a variant will be used."""
+    script = (
+        "import sys, runtime.guard\n"
+        "heavy = {'torch', 'transformers', 'tomllib', 'packaging'} & set(sys.modules)\n"
+        "sys.exit(', '.join(sorted(heavy)) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-S", "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 

@@ -9,8 +9,8 @@ import pytest
 from bench import HEADS, Ended, modeling, rewrite, run, write_release
 
 from codegen.drift import Drift
-from codegen.fingerprint import methods
-from codegen.reliance import relied_on
+from runtime.fingerprint import definitions
+from runtime.fingerprint.reliance import Reliance
 
 SAME, DIFFERENT, UNUSABLE = 0, 1, 2
 LLAMA = {"llama": HEADS["llama"]}
@@ -194,8 +194,11 @@ class Part(Base):
 class Aside:
     def forward(self): return 0
 def inner(): return deeper
-def deeper(): return 1
+if fast:
+    def deeper(): return 1
+else:
+    def deeper(): return 0
 def unused(): return 2
 """
-    found = relied_on(methods(ast.parse(text)), ["Part.forward", "Gone.forward"])
-    assert found == {"Part.forward", "Part", "Base", "Base.__init__", "Base.help", "inner", "deeper"}
+    found = Reliance(definitions(ast.parse(text))).of(["Part.forward", "Gone.forward"])
+    assert found == {"Part.forward", "Part", "Base", "Base.__init__", "Base.help", "inner", "deeper", "deeper#2"}

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from codegen.fingerprint import fingerprint, methods
+from runtime.fingerprint import fingerprint, methods
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 

@@ -5,7 +5,7 @@ import textwrap
 
 import pytest
 
-from codegen.fingerprint import fingerprint, methods, spelling
+from runtime.fingerprint import fingerprint, methods, spelling
 
 
 def of(text: str) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from small_variants import IDS, NOT_APPLIED, VARIANTS, apply_liger, apply_rmpad, logits, tiny
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -312,7 +313,7 @@ def test_a_patch_without_a_report_works_but_cannot_be_undone(
 
 FAMILY = """
     from small_variants import apply_liger as _apply_liger, apply_rmpad as _apply_rmpad
-    from fake_generated.registry import PATCHER
+    from fake_tree.rmpad.registry import PATCHER
 
     @PATCHER.register("code_llama", "liger")
     @PATCHER.register("llama", "liger")
@@ -324,25 +325,28 @@ FAMILY = """
         return _apply_rmpad(model=model)
 """
 INDEX = """
-    MODULES = {"transformers.models.llama.modeling_llama": "fake_generated.modeling_llama"}
+    MODULES = {"transformers.models.llama.modeling_llama": "fake_tree.rmpad.modeling_llama"}
     FAMILIES = {
-        "llama": "fake_generated.modeling_llama",
-        "code_llama": "fake_generated.modeling_llama",
-        "broken": "fake_generated.modeling_broken",
-        "forgetful": "fake_generated.modeling_llama",
+        "llama": "fake_tree.rmpad.modeling_llama",
+        "code_llama": "fake_tree.rmpad.modeling_llama",
+        "broken": "fake_tree.rmpad.modeling_broken",
+        "forgetful": "fake_tree.rmpad.modeling_llama",
     }
     REFUSED = {"rwkv": "the state of one sequence leaks into the next"}
 """
 REGISTRY = """
     from runtime.training.monkey_patch import MonkeyPatcher
-    PATCHER = MonkeyPatcher(index="fake_generated")
+    PATCHER = MonkeyPatcher(index="fake_tree.rmpad")
 """
 
 
 @pytest.fixture
 def generated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MonkeyPatcher]:
-    package = tmp_path / "fake_generated"
-    package.mkdir()
+    package = tmp_path / "fake_tree" / "rmpad"
+    package.mkdir(parents=True)
+    (package.parent / "__init__.py").write_text("")
+    head = f'[upstream]\ndistribution = "transformers"\nversion = "{transformers.__version__}"\n[compiler]\n'
+    (package.parent / "MANIFEST.toml").write_text(head)
     files = {
         "__init__": INDEX,
         "registry": REGISTRY,
@@ -352,17 +356,17 @@ def generated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Monke
     for name, text in files.items():
         (package / f"{name}.py").write_text(textwrap.dedent(text))
     monkeypatch.syspath_prepend(str(tmp_path))
-    yield importlib.import_module("fake_generated.registry").PATCHER
-    for name in [it for it in sys.modules if it.startswith("fake_generated")]:
+    yield importlib.import_module("fake_tree.rmpad.registry").PATCHER
+    for name in [it for it in sys.modules if it.startswith("fake_tree")]:
         del sys.modules[name]
 
 
 def test_a_generated_family_is_imported_when_it_is_asked_for(generated: MonkeyPatcher) -> None:
     assert "llama" in generated and list(generated) == ["broken", "code_llama", "forgetful", "llama"]
-    assert "fake_generated.modeling_llama" not in sys.modules
+    assert "fake_tree.rmpad.modeling_llama" not in sys.modules
     model = tiny()
     report = generated.apply_monkey_patch_to_instance(model, "liger", use_rmpad=True)
-    assert "fake_generated.modeling_llama" in sys.modules
+    assert "fake_tree.rmpad.modeling_llama" in sys.modules
     assert active(model, "rmpad") and report.touched["LlamaMLP"].modules == 2
     assert set(generated["llama"]) == {"liger", "rmpad"} and set(generated["code_llama"]) == {"liger"}
 
@@ -397,7 +401,7 @@ def test_a_user_comes_before_what_was_generated_whichever_is_imported_first(
 
 
 def test_a_family_that_cannot_be_imported_is_an_error(generated: MonkeyPatcher) -> None:
-    with pytest.raises(PatchError, match=r"'broken' cannot be imported from fake_generated\.modeling_broken.*nowhere"):
+    with pytest.raises(PatchError, match=r"'broken' cannot be imported from fake_tree\.rmpad\.modeling_broken.*here"):
         generated.apply_monkey_patch("broken", "liger")
     with pytest.raises(PatchError, match=r"modeling_llama registers nothing for 'forgetful'"):
         generated.apply_monkey_patch("forgetful", "liger")

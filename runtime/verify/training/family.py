@@ -8,6 +8,7 @@ from runtime.verify.factory import CannotBuildError
 from runtime.verify.family import Progress, Request, through_cases
 from runtime.verify.reference import UpstreamFailsError
 from runtime.verify.results import CaseResult, Check, FamilyResult, Status, status_of
+from runtime.verify.switches import why_not_here
 from runtime.verify.training.scenarios import ESSENTIAL, KERNELS, PACKED, scenarios_for
 from runtime.verify.training.subject import Subject, has_effect, prepare
 from runtime.verify.training.trial import Patch, Scenario, Trial
@@ -19,6 +20,8 @@ STAGES = ("hf", "packed", "liger")
 
 def verify_family(request: Request, progress: Progress = lambda case: None) -> FamilyResult:
     """Runs the cases of a training variant; see `runtime.verify.family.through_cases`."""
+    if set(request.stages) - {STAGES[0]} and (why := why_not_here("rmpad", request.family)):
+        return FamilyResult(request.family, Status.FAILED, message=why)
     wanted = {stage: patch for stage, patch in PATCHES.items() if stage in request.stages}
     return through_cases(request, lambda case: verify_case(request.family, case, wanted, request.seed), progress)
 

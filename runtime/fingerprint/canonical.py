@@ -5,15 +5,15 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator, Mapping, Sequence
 
-from codegen.fingerprint.aliases import propagate
-from codegen.fingerprint.blocks import (
+from runtime.fingerprint.aliases import propagate
+from runtime.fingerprint.blocks import (
     canonical_block,
     is_bare_return,
     without_last,
     without_negative_operator,
     without_not,
 )
-from codegen.fingerprint.scopes import (
+from runtime.fingerprint.scopes import (
     COMPREHENSIONS,
     FUNCTIONS,
     SCOPED,

@@ -23,22 +23,23 @@ from __future__ import annotations
 
 import ast
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import TypeAlias
 
-from codegen.fingerprint.canonical import Canonical
-from codegen.fingerprint.scopes import FUNCTIONS, Kind, Scope, nested_blocks
+from runtime.fingerprint.canonical import Canonical
+from runtime.fingerprint.scopes import FUNCTIONS, Kind, Scope, nested_blocks
 
-Definition: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
-"""What has a fingerprint: a function, a method or a class."""
+Value: TypeAlias = ast.Assign | ast.AnnAssign | ast.AugAssign
+Definition: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | Value
+"""What has a fingerprint: a function, a method, a class, or an assignment."""
 
 SCHEME = "1"
 """Version of the canonical form, part of every digest: fingerprints of two schemes never compare equal by chance."""
 
 
 def fingerprint(node: Definition) -> str:
-    """Returns the digest of the meaning of one upstream function, method or class: 16 hex characters.
+    """Returns the digest of the meaning of one upstream function, method, class or assignment: 16 hex characters.
 
     The tree is read, never changed. Line numbers play no part, so the digest does not depend on where the definition
     stands in its file.
@@ -75,6 +76,39 @@ def methods(tree: ast.Module) -> dict[str, Definition]:
     found: dict[str, Definition] = {}
     _collect(tree.body, "", found)
     return found
+
+
+def definitions(tree: ast.Module) -> dict[str, Definition]:
+    """Returns what `methods` does, and the assignments to names of the module, by those names.
+
+    A name that is assigned again, or an item or attribute of it, gets `#2`, `#3`, ...; what a call changes does not
+    count.
+    """
+    found = methods(tree)
+    _collect_values(tree.body, found)
+    return found
+
+
+def _collect_values(body: Iterable[ast.stmt], found: dict[str, Definition]) -> None:
+    for statement in body:
+        if isinstance(statement, ast.Assign | ast.AnnAssign | ast.AugAssign):
+            targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+            for name in dict.fromkeys(name for target in targets for name in _assigned(target)):
+                found[_unused(name, found)] = statement
+        elif not isinstance(statement, (*FUNCTIONS, ast.ClassDef)):
+            for nested in nested_blocks(statement):
+                _collect_values(nested, found)
+
+
+def _assigned(target: ast.expr) -> Iterator[str]:
+    """The names that an assignment binds, or of which it changes an item or an attribute."""
+    if isinstance(target, ast.Tuple | ast.List):
+        for element in target.elts:
+            yield from _assigned(element)
+    elif isinstance(target, ast.Subscript | ast.Attribute | ast.Starred):
+        yield from _assigned(target.value)
+    elif isinstance(target, ast.Name):
+        yield target.id
 
 
 def _collect(body: Iterable[ast.stmt], prefix: str, found: dict[str, Definition]) -> None:
@@ -120,7 +154,8 @@ def _without_members(node: ast.ClassDef) -> ast.ClassDef:
 
 def _extent(node: Definition) -> range:
     """The lines of a definition, decorators included."""
-    first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+    decorators: Sequence[ast.expr] = getattr(node, "decorator_list", ())
+    first = min([node.lineno, *(decorator.lineno for decorator in decorators)])
     return range(first, (node.end_lineno or node.lineno) + 1)
 
 

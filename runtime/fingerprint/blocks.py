@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable, Sequence
 
-from codegen.fingerprint.scopes import Kind, Scope
+from runtime.fingerprint.scopes import Kind, Scope
 
 _JUMPS = (ast.Return, ast.Raise, ast.Continue, ast.Break)
 

@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from codegen.fingerprint.scopes import (
+from runtime.fingerprint.scopes import (
     COMPREHENSIONS,
     FUNCTIONS,
     Scope,
