@@ -77,5 +77,6 @@ RMPAD = Target(
         Role.EXPERTS: "the same values, by kernels where they fit",
         Role.PART: "the same values, by kernels where they fit",
     },
-    decorators=frozenset({"merge_with_config_defaults", "capture_outputs", "can_return_tuple"}),
+    # earlier releases have one decorator, check_model_inputs, that does what the first two do
+    decorators=frozenset({"merge_with_config_defaults", "capture_outputs", "check_model_inputs", "can_return_tuple"}),
 )

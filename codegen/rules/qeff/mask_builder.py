@@ -64,6 +64,20 @@ class CaseModel:
         Case(
             """
 class CaseModel:
+    def forward(self, x, position_ids):
+        mask_kwargs = {"config": self.config, "input_embeds": x, "position_ids": position_ids}
+        return create_causal_mask(**mask_kwargs)
+""",
+            "CaseModel.forward",
+            """
+    def forward(self, x, position_ids):
+        mask_kwargs = {"config": self.config, "inputs_embeds": x, "position_ids": position_ids, "comp_ctx_lengths": comp_ctx_lengths}
+        return create_causal_mask(**mask_kwargs)
+""",
+        ),
+        Case(
+            """
+class CaseModel:
     def forward(self, x, attention_mask, position_ids):
         return self.get_extended_attention_mask(attention_mask, x.shape)
 """,
@@ -90,13 +104,7 @@ class CaseModel:
         used = {n for n in names(function.body) if n in BUILDERS}
         if not used:
             return Edits(extended, EXTENDED_SOURCES) if extended else NotApplicable()
-        aliases = set(used)
-        understood: set[int] = set()
-        for line in every_statement(function.body):
-            bound = assignment(line)
-            if bound is not None and isinstance(bound[0], cst.Name) and _chooses_builder(bound[1]):
-                aliases.add(bound[0].value)
-                understood |= {id(n) for n in find(bound[1], cst.Name)}
+        aliases, understood = factory_names(function)
         edits: list[Edit] = []
         tables: set[str] = set()
         for call in find(function.body, cst.Call):
@@ -135,6 +143,18 @@ class CaseModel:
         )
 
 
+def factory_names(function: cst.FunctionDef) -> tuple[set[str], set[int]]:
+    """The mask factories that a method names and its local names for them, and the nodes where those are bound."""
+    found = {n for n in names(function.body) if n in BUILDERS}
+    nodes: set[int] = set()
+    for line in every_statement(function.body) if found else ():
+        bound = assignment(line)
+        if bound is not None and isinstance(bound[0], cst.Name) and _chooses_builder(bound[1]):
+            found.add(bound[0].value)
+            nodes |= {id(n) for n in find(bound[1], cst.Name)}
+    return found, nodes
+
+
 def _deep(node: cst.CSTNode) -> list[cst.CSTNode]:
     return list(walk(node))
 
@@ -167,5 +187,12 @@ def _with_entries(table: cst.Dict) -> cst.Dict:
         for key, value in NEEDED.items()
         if key not in present
     ]
-    plain = [e.with_changes(comma=cst.MaybeSentinel.DEFAULT) for e in table.elements]
+    plain = [_spelt_now(e).with_changes(comma=cst.MaybeSentinel.DEFAULT) for e in table.elements]
     return table.with_changes(elements=[*plain, *new])
+
+
+def _spelt_now(element: cst.BaseDictElement) -> cst.BaseDictElement:
+    if isinstance(element, cst.DictElement) and isinstance(element.key, cst.SimpleString):
+        if str(element.key.evaluated_value) in OLD_LABELS:
+            return element.with_changes(key=cst.SimpleString('"inputs_embeds"'))
+    return element
