@@ -24,7 +24,7 @@ def counted_parameters(module: UpstreamModule, carriers: tuple[str, ...]) -> Map
     """The parameters, beside ``position_ids``, that hold positions counted from the cache's length: those that a method
     counts itself where they are missing, and those that come from or go to such a one, at any distance."""
     methods = {(cls, m.name): m for cls in carriers for m in module.reachable_methods(cls)}
-    here = {place: _counted_here(method.node) for place, method in methods.items()}
+    here = {place: counted_here(method.node) for place, method in methods.items()}
     if not any(here.values()):
         return {}
     found = {place: set(counted) for place, counted in here.items()}
@@ -44,7 +44,7 @@ def counted_parameters(module: UpstreamModule, carriers: tuple[str, ...]) -> Map
     return {place: frozenset(found[place]) & frozenset(parameters(m.node)) for place, m in methods.items()}
 
 
-def _counted_here(function: cst.FunctionDef) -> set[str]:
+def counted_here(function: cst.FunctionDef) -> set[str]:
     """Names that a method binds to positions counted from the cache's length, and to nothing else that reads it."""
     for line in every_statement(function.body):
         bound = assignment(line)

@@ -142,3 +142,8 @@ def create_chunked_causal_mask(
         **kwargs,
     )
     return _dense(built, inputs_embeds)
+
+
+def packed_mask_or(attention_mask: Any, inputs_embeds: Tensor, build: Callable[[], Any]) -> Any:
+    """The tensor that :func:`runtime.training.masks.packed_mask_or` describes, of the dtype of ``inputs_embeds``."""
+    return _dense(masks.packed_mask_or(attention_mask, inputs_embeds, build), inputs_embeds)

@@ -220,6 +220,19 @@ def create_chunked_causal_mask(
     )
 
 
+def packed_mask_or(attention_mask: Any, inputs_embeds: Tensor, build: Callable[[], Any]) -> Any:
+    """The causal mask of a packing, or what a model's own code builds for anything else.
+
+    Args:
+        attention_mask: a packing; anything else is left to ``build``.
+        inputs_embeds: ``[1, T, H]``; not read here.
+        build: upstream's code.
+    Returns:
+        a :class:`SegmentMask`, or what ``build`` returns.
+    """
+    return attention_mask.mask() if isinstance(attention_mask, Packing) else build()
+
+
 def refuse_unpackable(builder: str, config: Any, or_mask_function: Any, and_mask_function: Any) -> None:
     """Raises NotImplementedError for what a mask of packed causal segments cannot express."""
     for name, function in (("or_mask_function", or_mask_function), ("and_mask_function", and_mask_function)):

@@ -6,6 +6,7 @@ import libcst as cst
 
 from codegen.ir import Role
 from codegen.rules.base import Case, Edit, Edits, Match, NotApplicable, Site
+from codegen.rules.qeff.earlier_mask import earlier_mask_edits
 from codegen.rules.qeff.extended_mask import SOURCES as EXTENDED_SOURCES
 from codegen.rules.qeff.extended_mask import extended_masks
 from codegen.syntax import (
@@ -100,10 +101,11 @@ class CaseModel:
 
     def match(self, site: Site) -> Match:
         function = site.function
-        extended = extended_masks(function)
+        extended, earlier = extended_masks(function), earlier_mask_edits(site)
         used = {n for n in names(function.body) if n in BUILDERS}
         if not used:
-            return Edits(extended, EXTENDED_SOURCES) if extended else NotApplicable()
+            sources = {**(EXTENDED_SOURCES if extended else {}), **({BUILDERS[0]: SOURCE} if earlier else {})}
+            return Edits([*extended, *earlier], sources) if sources else NotApplicable()
         aliases, understood = factory_names(function)
         edits: list[Edit] = []
         tables: set[str] = set()

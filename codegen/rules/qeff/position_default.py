@@ -10,11 +10,13 @@ from codegen.ir import Role
 from codegen.recognize.calls import bound_to, callees
 from codegen.recognize.carriers import bound_by_loops
 from codegen.recognize.counted import Place, called_places, counted_parameters
+from codegen.recognize.earlier_masks import earlier_masks, makes_masks
 from codegen.recognize.lengths import Lengths
 from codegen.rules.base import Case, Edit, Edits, Match, NotApplicable, Site
 from codegen.rules.qeff.given_positions import ONE_ROW, POSITIONS, length_parameters, simplified
 from codegen.rules.qeff.handed_positions import addresses, not_handed_on
 from codegen.syntax import assignment, code, every_statement, expression, find, keyword_argument, names, walk
+from codegen.upstream import Method
 
 RESHAPES = ("unsqueeze", "squeeze", "view", "reshape", "expand", "repeat", "transpose", "permute", "flatten")
 
@@ -140,6 +142,11 @@ class CaseModel:
 
     def match(self, site: Site) -> Match:
         function = site.function
+        earlier = earlier_masks(site.module, site.cls, function)
+        if any(isinstance(m.call.func, cst.Attribute) for m in earlier) or makes_masks(
+            site.module, Method(site.owner, function)
+        ):
+            return NotApplicable()  # `qeff/mask-builder` leaves nothing of it that depends on a length
         counted = counted_parameters(site.module, tuple(c.name for c in site.family.carriers))
         own = counted.get((site.cls, function.name.value), frozenset())
         edits = [
@@ -149,6 +156,7 @@ class CaseModel:
         ]
         gone = {id(n) for edit in edits for n in every_statement(edit.node)}
         lengths = Lengths(positions=set(own), ignored=addresses(function) if own else set())
+        lengths.ignored |= {id(arg) for m in earlier for arg in m.call.args}
         origin: dict[str, cst.BaseStatement] = {}  # where a name came to depend on a length
         numbered = False  # position_ids was counted here, in one row
         for line in every_statement(function.body):
