@@ -45,6 +45,7 @@ class EarlierMask:
     call: cst.Call
     mask: cst.BaseExpression
     embeds: cst.BaseExpression
+    positions: cst.BaseExpression | None = None  # the counted positions that it is given, if any
 
 
 def makes_masks(module: UpstreamModule, method: Method) -> bool:
@@ -73,7 +74,8 @@ def earlier_masks(module: UpstreamModule, cls: str, function: cst.FunctionDef) -
             given = bound_to(call, method.node)
             embeds = _measured(given["batch_size"].value) if set(GIVEN) <= given.keys() else None
             if embeds is not None:
-                result.append(EarlierMask(call, given["attention_mask"].value, embeds))
+                mask, positions = given["attention_mask"].value, given["cache_position"].value
+                result.append(EarlierMask(call, mask, embeds, positions))
     return result
 
 
@@ -89,7 +91,8 @@ def masks_of_calls(module: UpstreamModule, cls: str, function: cst.FunctionDef) 
         given = bound_to(call, method.node)
         labels = [v.value if isinstance(v, cst.Name) else "" for v in (inner[0].mask, inner[0].embeds)]
         if set(labels) <= given.keys():
-            result.append(EarlierMask(call, *(given[label].value for label in labels)))
+            mask, embeds = (given[label].value for label in labels)
+            result.append(EarlierMask(call, mask, embeds))
     return result
 
 

@@ -106,9 +106,12 @@ def count_weights(model: nn.Module) -> int:
 
 def _make(cls: type[Any], values: dict[str, Any]) -> Any:
     try:
-        return cls(**copy.deepcopy(values))
+        config = cls(**copy.deepcopy(values))
     except Exception as refusal:
         raise CannotBuildError(f"config: {_message(refusal)}") from refusal
+    if not hasattr(config, "pad_token_id"):
+        config.pad_token_id = None  # some models of earlier releases read what a saved configuration always has
+    return config
 
 
 def _message(error: BaseException) -> str:

@@ -18,9 +18,10 @@ CALL = """create_causal_mask(
 FLASH = "is_flash_attention_requested(self.config)"
 
 
-def earlier_mask_edits(site: Site) -> list[Edit]:
+def earlier_mask_edits(site: Site) -> list[Edit] | cst.BaseStatement:
     """A factory's call for each that makes a causal mask; around it, what runs for other implementations than the eager
-    one goes, and what was computed for the old call alone."""
+    one goes, and what was computed for the old call alone. A statement that still reads counted positions then is
+    returned instead."""
     made = earlier_masks(site.module, site.cls, site.function)
     edits = [Edit(m.call, expression(CALL, EMBEDS=m.embeds, MASK=m.mask)) for m in made]
     if not any(isinstance(m.call.func, cst.Attribute) for m in made):
@@ -43,8 +44,16 @@ def earlier_mask_edits(site: Site) -> list[Edit]:
             and not bound & read
         ]
         if not dead:
-            return [*edits, *(Edit(line, cst.RemoveFromParent()) for line in gone)]
-        gone.append(dead[0])
+            break
+        inner = {id(n) for n in every_statement(dead[0])}
+        gone = [*(g for g in gone if id(g) not in inner), dead[0]]
+    counted = {n for m in made if m.positions is not None for n in _reads(m.positions, set())}
+    skipped = calls | {id(n) for n in gone}
+    for line in every_statement(function.body):
+        inside = any(line is other for g in gone for other in every_statement(g))
+        if isinstance(line, cst.SimpleStatementLine) and not inside and counted & set(_reads(line, skipped)):
+            return line
+    return [*edits, *(Edit(line, cst.RemoveFromParent()) for line in gone)]
 
 
 def _for_others(test: cst.BaseExpression) -> bool:
@@ -59,15 +68,13 @@ def _bound(line: cst.BaseStatement) -> set[str] | None:
         return None if None in parts else set().union(*(p for p in parts if p is not None))
     if not (isinstance(line, cst.SimpleStatementLine) and len(line.body) == 1 and isinstance(line.body[0], cst.Assign)):
         return None
-    targets = [t.target for t in line.body[0].targets]
-    elements = (
-        [e.value for t in targets for e in t.elements] if all(isinstance(t, cst.Tuple) for t in targets) else targets
-    )
-    return (
-        {e.value for e in elements if isinstance(e, cst.Name)}
-        if all(isinstance(e, cst.Name) for e in elements)
-        else None
-    )
+    result: set[str] = set()
+    for target in (t.target for t in line.body[0].targets):
+        for bound in (e.value for e in target.elements) if isinstance(target, cst.Tuple) else (target,):
+            if not isinstance(bound, cst.Name):
+                return None
+            result.add(bound.value)
+    return result
 
 
 def _reads(node: cst.CSTNode, skipped: set[int]) -> Iterator[str]:

@@ -90,6 +90,157 @@ class CaseModel:
         ),
         Case(
             """
+from ...modeling_attn_mask_utils import _prepare_4d_causal_attention_mask
+
+class CaseModel:
+    def forward(self, x, mask, shape, past_key_values=None):
+        seen = past_key_values.get_seq_length()
+        return _prepare_4d_causal_attention_mask(mask, shape, x, seen)
+""",
+            "CaseModel.forward",
+            """
+    def forward(self, x, mask, shape, past_key_values=None):
+        seen = past_key_values.get_seq_length()
+        return create_causal_mask(config=self.config, inputs_embeds=x, attention_mask=mask, past_key_values=past_key_values, position_ids=position_ids, comp_ctx_lengths=comp_ctx_lengths)
+""",
+        ),
+        Case(
+            """
+from ...modeling_attn_mask_utils import _prepare_4d_causal_attention_mask
+
+class CaseModel:
+    def forward(self, x, mask, shape, past_key_values=None):
+        seen = past_key_values.get_seq_length()
+        return _prepare_4d_causal_attention_mask(mask, shape, x, seen, 4)
+""",
+            "CaseModel.forward",
+        ),
+        Case(
+            """
+class CaseModel:
+    def choose(self, attention_mask, embeds, cache_position, past_key_values):
+        if is_flash_attention_requested(self.config):
+            return None
+        seen = past_key_values.get_seq_length() if past_key_values is not None else 0
+        fixed = past_key_values.is_compileable if past_key_values is not None else False
+        if self.config._attn_implementation == "sdpa" and not fixed:
+            return self.skip(attention_mask, seen)
+        dtype = embeds.dtype
+        if fixed:
+            length = past_key_values.get_max_cache_shape()
+        else:
+            length = attention_mask.shape[-1]
+        # four dimensions
+        causal_mask = self.build(attention_mask, sequence_length=embeds.shape[1], target_length=length, dtype=dtype, cache_position=cache_position, batch_size=embeds.shape[0])
+        return causal_mask
+
+    def build(self, attention_mask, sequence_length, target_length, dtype, cache_position, batch_size):
+        if attention_mask is not None and attention_mask.dim() == 4:
+            causal_mask = attention_mask
+        else:
+            min_dtype = torch.finfo(dtype).min
+            causal_mask = torch.full((sequence_length, target_length), fill_value=min_dtype, dtype=dtype, device=cache_position.device)
+            if sequence_length != 1:
+                causal_mask = torch.triu(causal_mask, diagonal=1)
+            causal_mask *= torch.arange(target_length, device=cache_position.device) > cache_position.reshape(-1, 1)
+            causal_mask = causal_mask[None, None, :, :].expand(batch_size, 1, -1, -1)
+            if attention_mask is not None:
+                causal_mask = causal_mask.clone()
+                mask_length = attention_mask.shape[-1]
+                padding_mask = causal_mask[:, :, :, :mask_length] + attention_mask[:, None, None, :].to(causal_mask.device)
+                padding_mask = padding_mask == 0
+                causal_mask[:, :, :, :mask_length] = causal_mask[:, :, :, :mask_length].masked_fill(padding_mask, min_dtype)
+        return causal_mask
+""",
+            "CaseModel.choose",
+            """
+    def choose(self, attention_mask, embeds, cache_position, past_key_values):
+        # four dimensions
+        causal_mask = create_causal_mask(config=self.config, inputs_embeds=embeds, attention_mask=attention_mask, past_key_values=past_key_values, position_ids=position_ids, comp_ctx_lengths=comp_ctx_lengths)
+        return causal_mask
+""",
+        ),
+        Case(
+            """
+class CaseModel:
+    def choose(self, attention_mask, embeds, cache_position, past_key_values):
+        if is_flash_attention_requested(self.config):
+            return None
+        seen = past_key_values.get_seq_length() if past_key_values is not None else 0
+        fixed = past_key_values.is_compileable if past_key_values is not None else False
+        if self.config._attn_implementation == "sdpa" and not fixed:
+            return self.skip(attention_mask, seen)
+        dtype = embeds.dtype
+        if fixed:
+            length = past_key_values.get_max_cache_shape()
+        else:
+            length = attention_mask.shape[-1]
+        # four dimensions
+        causal_mask = self.build(attention_mask, sequence_length=embeds.shape[1], target_length=length, dtype=dtype, cache_position=cache_position, batch_size=embeds.shape[0])
+        return causal_mask
+
+    def build(self, attention_mask, sequence_length, target_length, dtype, cache_position, batch_size):
+        if attention_mask is not None and attention_mask.dim() == 4:
+            causal_mask = attention_mask
+        else:
+            min_dtype = torch.finfo(dtype).min
+            causal_mask = torch.full((sequence_length, target_length), fill_value=min_dtype, dtype=dtype, device=cache_position.device)
+            if sequence_length != 1:
+                causal_mask = torch.triu(causal_mask, diagonal=2)
+            causal_mask *= torch.arange(target_length, device=cache_position.device) > cache_position.reshape(-1, 1)
+            causal_mask = causal_mask[None, None, :, :].expand(batch_size, 1, -1, -1)
+            if attention_mask is not None:
+                causal_mask = causal_mask.clone()
+                mask_length = attention_mask.shape[-1]
+                padding_mask = causal_mask[:, :, :, :mask_length] + attention_mask[:, None, None, :].to(causal_mask.device)
+                padding_mask = padding_mask == 0
+                causal_mask[:, :, :, :mask_length] = causal_mask[:, :, :, :mask_length].masked_fill(padding_mask, min_dtype)
+        return causal_mask
+""",
+            "CaseModel.choose",
+        ),
+        Case(
+            """
+class CaseModel:
+    def choose(self, attention_mask, embeds, cache_position, past_key_values):
+        if is_flash_attention_requested(self.config):
+            return None
+        seen = past_key_values.get_seq_length() if past_key_values is not None else 0
+        fixed = past_key_values.is_compileable if past_key_values is not None else False
+        if self.config._attn_implementation == "sdpa" and not fixed:
+            return self.skip(attention_mask, seen)
+        dtype = embeds.dtype
+        if fixed:
+            length = past_key_values.get_max_cache_shape()
+        else:
+            length = attention_mask.shape[-1]
+        # four dimensions
+        causal_mask = self.build(attention_mask, sequence_length=embeds.shape[1], target_length=length, dtype=dtype, cache_position=cache_position, batch_size=embeds.shape[0])
+        return causal_mask * cache_position
+
+    def build(self, attention_mask, sequence_length, target_length, dtype, cache_position, batch_size):
+        if attention_mask is not None and attention_mask.dim() == 4:
+            causal_mask = attention_mask
+        else:
+            min_dtype = torch.finfo(dtype).min
+            causal_mask = torch.full((sequence_length, target_length), fill_value=min_dtype, dtype=dtype, device=cache_position.device)
+            if sequence_length != 1:
+                causal_mask = torch.triu(causal_mask, diagonal=1)
+            causal_mask *= torch.arange(target_length, device=cache_position.device) > cache_position.reshape(-1, 1)
+            causal_mask = causal_mask[None, None, :, :].expand(batch_size, 1, -1, -1)
+            if attention_mask is not None:
+                causal_mask = causal_mask.clone()
+                mask_length = attention_mask.shape[-1]
+                padding_mask = causal_mask[:, :, :, :mask_length] + attention_mask[:, None, None, :].to(causal_mask.device)
+                padding_mask = padding_mask == 0
+                causal_mask[:, :, :, :mask_length] = causal_mask[:, :, :, :mask_length].masked_fill(padding_mask, min_dtype)
+        return causal_mask
+""",
+            "CaseModel.choose",
+            refuses="`return causal_mask * cache_position`",
+        ),
+        Case(
+            """
 class CaseModel:
     def forward(self, x):
         return self.keep(create_causal_mask)
@@ -102,6 +253,14 @@ class CaseModel:
     def match(self, site: Site) -> Match:
         function = site.function
         extended, earlier = extended_masks(function), earlier_mask_edits(site)
+        if isinstance(earlier, cst.CSTNode):
+            return site.refusal(
+                self.id,
+                earlier,
+                "counted positions read by nothing but what makes the causal mask",
+                f"`{code(earlier)}`",
+                "derive it from position_ids; teach rules/qeff/earlier_mask.py",
+            )
         used = {n for n in names(function.body) if n in BUILDERS}
         if not used:
             sources = {**(EXTENDED_SOURCES if extended else {}), **({BUILDERS[0]: SOURCE} if earlier else {})}
