@@ -11,7 +11,7 @@ from codegen.recognize.carriers import bound_by_loops, called_attribute
 from codegen.syntax import code, find, names, parameters, walk
 from codegen.upstream import UpstreamModule
 
-KNOWN = ("update", "get_seq_length")
+KNOWN = ("update", "get_seq_length", "is_compileable", "get_max_cache_shape")  # the last two say of which kind it is
 CACHES = ("past_key_values", "past_key_value", "layer_past", "cache_params")
 CROSS = {"EncoderDecoderCache", "is_cross_attention"}
 

@@ -51,6 +51,13 @@ STAGES: tuple[tuple[str, tuple[str, ...]], ...] = (
         (
             "if attention_mask is not None: attn_weights = attn_weights + attention_mask",
             "attn_weights = attn_weights + attention_mask",
+            # a mask is as long as the keys; buffers are another target's
+            *(
+                f"if attention_mask is not None: {name} = attention_mask[:, :, :, :{keys}.shape[-2]];"
+                f" attn_weights = attn_weights + {name}"
+                for name in ("attention_mask", "causal_mask")
+                for keys in ("key", "key_states")
+            ),
         ),
     ),
     (

@@ -1,4 +1,5 @@
-"""What a method computes from the cache's length: names that hold it, and names that hold it plus the new tokens."""
+"""What a method computes from the cache's length: names that hold it, that plus the new tokens, or the positions
+between the two."""
 
 from __future__ import annotations
 
@@ -9,26 +10,35 @@ import libcst as cst
 from codegen.syntax import assignment, below, code, every_statement
 
 LENGTH = "get_seq_length"
+ROWS = ("unsqueeze", "view", "expand", "repeat", "to", "long")  # what gives counted positions rows, or moves them
 
 
 @dataclass
 class Lengths:
-    """``seen`` are names of the cache's length, ``keys`` of that plus the call's own tokens, ``other`` of anything
-    else that depends on it. ``ignored`` are nodes whose use of a length does not count any more."""
+    """``seen`` are names of the cache's length, ``keys`` of that plus the call's own tokens, ``positions`` of the
+    numbers from the first up to the second, ``other`` of anything else that depends on a length. ``ignored`` are nodes
+    whose use of a length does not count any more."""
 
     seen: set[str] = field(default_factory=set)
     keys: set[str] = field(default_factory=set)
+    positions: set[str] = field(default_factory=set)
     other: set[str] = field(default_factory=set)
     ignored: set[int] = field(default_factory=set)
 
     @property
     def names(self) -> set[str]:
-        return self.seen | self.keys | self.other
+        return self.seen | self.keys | self.positions | self.other
 
     def bind(self, target: str, value: cst.BaseExpression) -> None:
         """Notes that a name now holds a value that depends on a length."""
-        kind = self.seen if self.is_seen(value) else self.keys if self.is_keys(value) else self.other
-        kind.add(target)
+        if self.is_seen(value):
+            self.seen.add(target)
+        elif self.is_counted(value):
+            self.positions.add(target)
+        elif self.is_keys(value):
+            self.keys.add(target)
+        else:
+            self.other.add(target)
 
     def read_in(self, node: cst.CSTNode) -> bool:
         """Whether the code below the node asks for the cache's length, or reads a name that depends on it."""
@@ -51,7 +61,8 @@ class Lengths:
         return False
 
     def is_seen(self, value: cst.BaseExpression) -> bool:
-        """``past_key_values.get_seq_length()``, or 0 where there is no cache, or a name for that."""
+        """``past_key_values.get_seq_length()``, or 0 where there is no cache, or a name for that, or the first of
+        counted positions."""
         if isinstance(value, cst.IfExp):
             return any(
                 self.is_seen(one) and code(zero) == "0"
@@ -59,6 +70,8 @@ class Lengths:
             )
         if isinstance(value, cst.Call):
             return isinstance(value.func, cst.Attribute) and value.func.attr.value == LENGTH
+        if isinstance(value, cst.Subscript):
+            return self._names_positions(value.value) and [code(e.slice) for e in value.slice] == ["0"]
         return isinstance(value, cst.Name) and value.value in self.seen
 
     def is_keys(self, value: cst.BaseExpression) -> bool:
@@ -67,6 +80,31 @@ class Lengths:
             sides = ((value.left, value.right), (value.right, value.left))
             return any(self.is_seen(one) and not self.read_in(other) for one, other in sides)
         return isinstance(value, cst.Name) and value.value in self.keys
+
+    def is_counted(self, value: cst.BaseExpression) -> bool:
+        """``torch.arange(new) + seen`` or ``torch.arange(seen, seen + new)``, in any number of rows, or a name for
+        that, or None in its place: the default of position_ids. Anything else would number tokens otherwise."""
+        while isinstance(value, cst.Call) and isinstance(value.func, cst.Attribute) and value.func.attr.value in ROWS:
+            value = value.func.value
+        if isinstance(value, cst.IfExp):
+            sides = ((value.body, value.orelse), (value.orelse, value.body))
+            return any(self.is_counted(one) and code(other) == "None" for one, other in sides)
+        if isinstance(value, cst.BinaryOperation) and isinstance(value.operator, cst.Add):
+            sides = ((value.left, value.right), (value.right, value.left))
+            return any(self._arange(one, 1) and self.is_seen(other) for one, other in sides)
+        return self._names_positions(value) or self._arange(value, 2)
+
+    def _names_positions(self, value: cst.BaseExpression) -> bool:
+        return isinstance(value, cst.Name) and value.value in self.positions
+
+    def _arange(self, value: cst.BaseExpression, bounds: int) -> bool:
+        """``torch.arange`` of as many bounds; the lower of two is the cache's length."""
+        if not (isinstance(value, cst.Call) and code(value.func) == "torch.arange"):
+            return False
+        given = [arg.value for arg in value.args if arg.keyword is None]
+        if len(given) != bounds:
+            return False
+        return not self.read_in(value) if bounds == 1 else self.is_seen(given[0]) and self.is_keys(given[1])
 
 
 def lengths_of(function: cst.FunctionDef) -> Lengths:

@@ -10,6 +10,7 @@ import libcst as cst
 from codegen.diagnostics import Diagnostic
 from codegen.ir import FamilyIR, Role
 from codegen.recognize.carriers import bound_by_loops, called_attribute
+from codegen.recognize.earlier_masks import masks_of_calls
 from codegen.syntax import (
     assignment,
     code,
@@ -91,7 +92,7 @@ def _unknown_reads(
     module: UpstreamModule, family: FamilyIR, cls: str, function: cst.FunctionDef
 ) -> Iterator[cst.CSTNode]:
     """Statements' parts that read the padding mask as a tensor, where a packing may stand in its place."""
-    known: set[int] = set()
+    known: set[int] = {id(m.mask) for m in masks_of_calls(module, cls, function)}
     factories = _factories(function)
     rebound = {id(read) for read in _after_rebinding(function)}
     loops = bound_by_loops(function)

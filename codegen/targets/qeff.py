@@ -103,6 +103,8 @@ QEFF = Target(
         "labels": "a loss needs the logits of all positions; a variant has those of one",
         "logits_to_keep": "the position of each row's last token follows from position_ids",
         "get_seq_length": "the length of a fixed buffer says nothing of the tokens seen",
+        "is_compileable": "a fixed buffer is none of upstream's kinds of cache",
+        "get_max_cache_shape": "the length of a fixed buffer says nothing of the tokens seen",
         "ALL_ATTENTION_FUNCTIONS": "only the eager function takes a boolean mask over a fixed buffer",
     },
     titles={

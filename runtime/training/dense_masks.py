@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from runtime.training import masks
-from runtime.training.masks import SegmentMask
+from runtime.training.masks import SegmentMask, embeddings
 
 
 def additive(mask: SegmentMask, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -67,6 +67,7 @@ def create_causal_mask(
     Returns:
         ``[1, 1, T, T]`` for a packing, else what upstream's builder returns.
     """
+    inputs_embeds = embeddings(inputs_embeds, kwargs)
     built = masks.create_causal_mask(
         config,
         inputs_embeds,
@@ -97,6 +98,7 @@ def create_sliding_window_causal_mask(
 
     Arguments and result are those of :func:`create_causal_mask`.
     """
+    inputs_embeds = embeddings(inputs_embeds, kwargs)
     built = masks.create_sliding_window_causal_mask(
         config,
         inputs_embeds,
@@ -127,6 +129,7 @@ def create_chunked_causal_mask(
 
     Arguments and result are those of :func:`create_causal_mask`.
     """
+    inputs_embeds = embeddings(inputs_embeds, kwargs)
     built = masks.create_chunked_causal_mask(
         config,
         inputs_embeds,
@@ -139,3 +142,8 @@ def create_chunked_causal_mask(
         **kwargs,
     )
     return _dense(built, inputs_embeds)
+
+
+def packed_mask_or(attention_mask: Any, inputs_embeds: Tensor, build: Callable[[], Any]) -> Any:
+    """The tensor that :func:`runtime.training.masks.packed_mask_or` describes, of the dtype of ``inputs_embeds``."""
+    return _dense(masks.packed_mask_or(attention_mask, inputs_embeds, build), inputs_embeds)

@@ -128,7 +128,7 @@ def create_causal_mask(
         position_ids: not read for a packing: segments are known, positions need not be.
         or_mask_function: must be None for a packing.
         and_mask_function: must be None for a packing.
-        kwargs: other keywords of upstream's builder.
+        kwargs: other keywords of upstream's builder, and ``input_embeds`` for ``inputs_embeds``.
     Returns:
         a :class:`SegmentMask`, or what upstream's builder returns.
     Raises:
@@ -139,9 +139,9 @@ def create_causal_mask(
         refuse_unpackable(builder, config, or_mask_function, and_mask_function)
         return attention_mask.mask()
     return masking_utils.create_causal_mask(
-        config=config,
-        inputs_embeds=inputs_embeds,
-        attention_mask=attention_mask,
+        config,
+        embeddings(inputs_embeds, kwargs),
+        attention_mask,
         past_key_values=past_key_values,
         position_ids=position_ids,
         or_mask_function=or_mask_function,
@@ -173,9 +173,9 @@ def create_sliding_window_causal_mask(
         refuse_unpackable(builder, config, or_mask_function, and_mask_function)
         return attention_mask.mask(window=config_size(builder, config, "sliding_window"))
     return masking_utils.create_sliding_window_causal_mask(
-        config=config,
-        inputs_embeds=inputs_embeds,
-        attention_mask=attention_mask,
+        config,
+        embeddings(inputs_embeds, kwargs),
+        attention_mask,
         past_key_values=past_key_values,
         position_ids=position_ids,
         or_mask_function=or_mask_function,
@@ -209,15 +209,28 @@ def create_chunked_causal_mask(
         refuse_unpackable(builder, config, or_mask_function, and_mask_function)
         return attention_mask.mask(chunk=config_size(builder, config, "attention_chunk_size"))
     return masking_utils.create_chunked_causal_mask(
-        config=config,
-        inputs_embeds=inputs_embeds,
-        attention_mask=attention_mask,
+        config,
+        embeddings(inputs_embeds, kwargs),
+        attention_mask,
         past_key_values=past_key_values,
         position_ids=position_ids,
         or_mask_function=or_mask_function,
         and_mask_function=and_mask_function,
         **_given(cache_position, kwargs),
     )
+
+
+def packed_mask_or(attention_mask: Any, inputs_embeds: Tensor, build: Callable[[], Any]) -> Any:
+    """The causal mask of a packing, or what a model's own code builds for anything else.
+
+    Args:
+        attention_mask: a packing; anything else is left to ``build``.
+        inputs_embeds: ``[1, T, H]``; not read here.
+        build: upstream's code.
+    Returns:
+        a :class:`SegmentMask`, or what ``build`` returns.
+    """
+    return attention_mask.mask() if isinstance(attention_mask, Packing) else build()
 
 
 def refuse_unpackable(builder: str, config: Any, or_mask_function: Any, and_mask_function: Any) -> None:
@@ -239,6 +252,12 @@ def config_size(builder: str, config: Any, name: str) -> int:
     if size is None:
         raise ValueError(f"{builder}: Could not find a `{name}` argument in the config, or it is not set")
     return int(size)
+
+
+def embeddings(inputs_embeds: Tensor | None, kwargs: dict[str, Any]) -> Tensor | None:
+    """``inputs_embeds``, taken out of ``kwargs`` where a caller spells it ``input_embeds``; releases differ in it."""
+    earlier = kwargs.pop("input_embeds", None)
+    return earlier if inputs_embeds is None else inputs_embeds
 
 
 def _given(cache_position: Tensor | None, kwargs: dict[str, Any]) -> dict[str, Any]:

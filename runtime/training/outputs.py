@@ -10,6 +10,8 @@ from transformers.utils import ModelOutput
 
 from runtime.training.packing import Packing
 
+ADDED = ("seq_lens", "word_idx")
+
 
 def with_packing(output: Any, packing: Any) -> Any:
     """A backbone's output with the places of its tokens.
@@ -34,10 +36,20 @@ def _packed_class(output_class: Any) -> Any:
     optional_tensor: Any = Tensor | None
     return dataclasses.make_dataclass(
         output_class.__name__ + "WithPacking",
-        [(name, optional_tensor, dataclasses.field(default=None)) for name in ("seq_lens", "word_idx")],
+        [(name, optional_tensor, dataclasses.field(default=None)) for name in ADDED],
         bases=(output_class,),
-        namespace={"__reduce__": _reduced, "__doc__": output_class.__doc__, "__module__": __name__},
+        namespace={
+            "__reduce__": _reduced,
+            "to_tuple": _to_tuple,
+            "__doc__": output_class.__doc__,
+            "__module__": __name__,
+        },
     )
+
+
+def _to_tuple(self: Any) -> tuple[Any, ...]:
+    """As long as upstream's: callers slice it."""
+    return tuple(self[name] for name in self if name not in ADDED)
 
 
 def _reduced(self: Any) -> tuple[Any, ...]:

@@ -13,8 +13,7 @@ from typing import Any, cast
 from weakref import WeakSet
 
 from torch import nn
-from transformers.modeling_utils import PreTrainedModel
-from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
+from transformers.modeling_utils import _CAN_RECORD_REGISTRY, PreTrainedModel
 
 from runtime.training.diagnostics import PatchError
 from runtime.training.features import ATTRIBUTE

@@ -23,6 +23,7 @@ from runtime.verify.alternatives import (
     OTHER_VALUES,
     SOFT_CAP,
 )
+from runtime.verify.config_fields import config_fields, declares_fields
 from runtime.verify.rope_cases import rope_cases
 from runtime.verify.sizes import FIXED, SIZES, WINDOW
 
@@ -106,7 +107,7 @@ def _cases_of(cls: type[Any], config: Any, switch: str) -> list[Case] | NotVarie
     if inner:
         return _nested_cases(cls, config, outer, inner)
     real = cls.attribute_map.get(outer, outer)
-    declared = {item.name: item for item in dataclasses.fields(cls)}
+    declared = {item.name: item for item in config_fields(cls)}
     if (reason := _reason_not_to_vary(real)) is not None:
         return NotVaried(switch, reason)
     if real not in declared:
@@ -126,7 +127,7 @@ def _undeclared(cls: type[Any], config: Any, switch: str) -> list[Case] | NotVar
     does not declare, and code may read them with a fallback.
     """
     text = getattr(config, "text_config", None) if "text_config" in cls.sub_configs else None
-    if text is not None and switch in {item.name for item in dataclasses.fields(type(text))}:
+    if text is not None and switch in {item.name for item in config_fields(type(text))}:
         return _cases_of(type(text), text, switch)
     if hasattr(config, switch):
         return NotVaried(switch, "derived from other fields")
@@ -141,9 +142,9 @@ def _undeclared(cls: type[Any], config: Any, switch: str) -> list[Case] | NotVar
 
 def _nested_cases(cls: type[Any], config: Any, outer: str, inner: str) -> list[Case] | NotVaried:
     nested = getattr(config, outer, None)
-    if nested is None or not dataclasses.is_dataclass(nested):
+    if nested is None or not declares_fields(type(nested)):
         return NotVaried(f"{outer}.{inner}", "not a nested configuration with declared fields")
-    declared = {item.name: item for item in dataclasses.fields(nested)}
+    declared = {item.name: item for item in config_fields(type(nested))}
     if inner not in declared:
         return NotVaried(f"{outer}.{inner}", "not a field of the nested configuration class")
     values = other_values((inner,), declared[inner].type, getattr(nested, inner), config)

@@ -6,7 +6,6 @@ in `exceptions`.
 """
 
 import copy
-import dataclasses
 import typing
 from collections.abc import Hashable, Iterable, Mapping
 from functools import cache
@@ -17,6 +16,7 @@ from torch import nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from runtime.verify.config_fields import config_fields, declares_fields
 from runtime.verify.exceptions import EXCEPTIONS
 from runtime.verify.sizes import FIRST_FREE_TOKEN, FIXED, LAYER_COUNTS, SET_EVEN_IF_UNSET, SIZES
 from runtime.verify.weights import spread
@@ -106,9 +106,12 @@ def count_weights(model: nn.Module) -> int:
 
 def _make(cls: type[Any], values: dict[str, Any]) -> Any:
     try:
-        return cls(**copy.deepcopy(values))
+        config = cls(**copy.deepcopy(values))
     except Exception as refusal:
         raise CannotBuildError(f"config: {_message(refusal)}") from refusal
+    if not hasattr(config, "pad_token_id"):
+        config.pad_token_id = None  # some models of earlier releases read what a saved configuration always has
+    return config
 
 
 def _message(error: BaseException) -> str:
@@ -154,11 +157,11 @@ def _usual_layer_count(cls: Any) -> int:
 
 def _nested(cls: type[Any], overrides: Overrides) -> dict[str, Any]:
     """Moves fields that only the text part has into it."""
-    own = {field.name for field in dataclasses.fields(cls)} | set(cls.attribute_map)
+    own = {field.name for field in config_fields(cls)} | set(cls.attribute_map)
     text = cls.sub_configs.get("text_config")
     result: dict[str, Any] = {}
     for name, value in overrides.items():
-        if name not in own and text is not None and dataclasses.is_dataclass(text):
+        if name not in own and text is not None and declares_fields(text):
             result.setdefault("text_config", {})[name] = value
         else:
             result[cls.attribute_map.get(name, name)] = value
@@ -172,9 +175,9 @@ def _exceptions(cls: type[Any]) -> dict[str, Any]:
 def _shrunk(cls: type[Any]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     next_token = 3
-    inherited = {field.name for field in dataclasses.fields(PreTrainedConfig)}
-    for field in dataclasses.fields(cls):
-        name, default = field.name, _default(field)
+    inherited = {field.name for field in config_fields(PreTrainedConfig)}
+    for field in config_fields(cls):
+        name, default = field.name, field.default
         known = next((n for n in _names_of(cls, name) if n in SIZES), name)
         if name in inherited:
             continue
@@ -212,7 +215,7 @@ def _sub_config_class(cls: type[Any], name: str) -> type[Any] | None:
     instance.
     """
     declared: type[Any] = cls.sub_configs[name]
-    if dataclasses.is_dataclass(declared):
+    if declares_fields(declared):
         return declared
     try:
         default = getattr(cls(), name, None)
@@ -223,12 +226,6 @@ def _sub_config_class(cls: type[Any], name: str) -> type[Any] | None:
 
 def _is_token(name: str) -> bool:
     return name.endswith(("_token_id", "_token_index", "_token", "_index")) and not name.startswith("num_")
-
-
-def _default(field: dataclasses.Field[Any]) -> Any:
-    if field.default is not dataclasses.MISSING:
-        return field.default
-    return field.default_factory() if field.default_factory is not dataclasses.MISSING else None
 
 
 def layer_count(cls: type[Any], values: Mapping[str, Any]) -> int:
@@ -279,7 +276,7 @@ def _list_names(config: Any) -> Iterable[str]:
 
 def _set_layers(cls: type[Any], values: dict[str, Any], count: int) -> None:
     """Sets every layer count of a class to `count` and cuts the per-layer lists among its defaults."""
-    fields = {field.name: _default(field) for field in dataclasses.fields(cls)}
+    fields = {field.name: field.default for field in config_fields(cls)}
     default_count = next((fields[name] for name in sorted(LAYER_COUNTS) if isinstance(fields.get(name), int)), None)
     for name, default in fields.items():
         if name in LAYER_COUNTS or (LAYER_COUNTS & set(_names_of(cls, name)) and isinstance(default, int)):

@@ -10,7 +10,7 @@ import pytest
 from codegen.derive import derive
 from codegen.diagnostics import Refused
 from codegen.ir import Carrier, FamilyIR, Role
-from codegen.recognize.carriers import carriers
+from codegen.recognize.carriers import carriers, reachable_classes
 from codegen.recognize.family import recognize
 from codegen.rules.base import Case, Edits, Match, NotApplicable, Refusal, Rule, Site, rewrite
 from codegen.source import installed
@@ -32,8 +32,9 @@ def _named(pairs: list[tuple[Rule, Case]]) -> list[object]:
 def _site(module: UpstreamModule, where: str, rule: Rule) -> Site:
     """The method as the pipeline would hand it to the rule: every class of the source is below the head."""
     cls, _, name = where.rpartition(".")
-    found = _carriers(module, cls) if cls else ()
-    family = FamilyIR(PATH, (("case", cls),), found, tuple(module.classes))
+    head = next((c for c in reversed(list(module.classes)) if cls in reachable_classes(module, c)), cls)
+    found = _carriers(module, head) if cls else ()
+    family = FamilyIR(PATH, (("case", head),), found, tuple(module.classes))
     method = module.method(cls, name) if cls else None
     function = method.node if method is not None else module.functions[name]
     carrier = family.carrier(cls)

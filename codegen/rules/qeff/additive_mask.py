@@ -5,6 +5,7 @@ from __future__ import annotations
 import libcst as cst
 
 from codegen.ir import Role
+from codegen.recognize.earlier_masks import earlier_masks
 from codegen.rules.base import Case, Edit, Edits, Match, NotApplicable, Site
 from codegen.rules.qeff.biased_mask import has_biased_mask
 from codegen.rules.qeff.mask_builder import BUILDERS
@@ -21,6 +22,7 @@ from codegen.syntax import (
     walk,
     with_keywords,
 )
+from codegen.upstream import UpstreamModule
 
 MASK = "attention_mask"
 FILL = ("mask_scores", "runtime.qeff.masks")
@@ -64,6 +66,27 @@ def eager(q, k, attention_mask):
 """,
         ),
         Case("def eager(q, attention_mask):\n    return f(q)\n", "eager"),
+        Case(
+            """
+def eager(module, q, k, attention_mask):
+    causal_mask = module.bias[:, : k.shape[-2]]
+    q = torch.where(causal_mask, q, 0.0)
+    if attention_mask is not None and attention_mask.ndim == 4:
+        causal_mask = attention_mask[:, :, :, : k.shape[-2]]
+        q = q + causal_mask
+    return q
+""",
+            "eager",
+            """
+def eager(module, q, k, attention_mask):
+    causal_mask = module.bias[:, : k.shape[-2]]
+    q = torch.where(causal_mask, q, 0.0)
+    if attention_mask is not None and attention_mask.ndim == 4:
+        causal_mask = attention_mask[:, :, :, : k.shape[-2]]
+        q = mask_scores(q, causal_mask)
+    return q
+""",
+        ),
         Case(
             """
 def eager(q, attention_mask):
@@ -127,6 +150,8 @@ class CaseModel:
         for node in walk(function.body):
             bound = assignment(node)
             if bound is not None and isinstance(bound[0], cst.Name) and _mask_itself(bound[1], masks):
+                if bound[0].value not in masks:  # up to here the name was another's
+                    known |= {id(name) for name in _before(function, node) if name.value == bound[0].value}
                 masks.add(bound[0].value)
                 known |= _ids(bound[1])
                 known.add(id(bound[0]))
@@ -160,6 +185,8 @@ class CaseModel:
             elif isinstance(node, cst.Comparison) and len(node.comparisons) == 1:
                 if isinstance(node.comparisons[0].operator, cst.Is | cst.IsNot):
                     known |= _ids(node)
+                elif code(node) in {f"{mask}.ndim == 4" for mask in masks}:
+                    known |= _ids(node)  # a mask made here has four dimensions
             elif isinstance(node, cst.Arg) and isinstance(node.value, cst.Name):
                 known |= _ids(node)  # handed on as it is: the callee is looked at on its own
         for line in every_statement(function.body):
@@ -188,8 +215,12 @@ def _takes_token_mask(site: Site) -> bool:
         and any(name in names(m.node.body) for m in module.reachable_methods(cls))
     ]
     return bool(callers) and all(
-        any(names(m.node.body) & set(BUILDERS) for m in module.reachable_methods(cls)) for cls in callers
+        any(_makes_masks(module, cls, m.node) for m in module.reachable_methods(cls)) for cls in callers
     )
+
+
+def _makes_masks(module: UpstreamModule, cls: str, function: cst.FunctionDef) -> bool:
+    return bool(names(function.body) & set(BUILDERS) or earlier_masks(module, cls, function))
 
 
 def _zeros(value: cst.BaseExpression, masks: set[str]) -> cst.Call | None:
@@ -246,6 +277,16 @@ def _mask_itself(value: cst.BaseExpression, masks: set[str]) -> bool:
 
 def _ids(node: cst.CSTNode) -> set[int]:
     return {id(n) for n in walk(node)}
+
+
+def _before(function: cst.FunctionDef, line: cst.CSTNode) -> list[cst.Name]:
+    """The names in the statements before one, in source order."""
+    found: list[cst.Name] = []
+    for each in every_statement(function.body):
+        if each is line:
+            break
+        found += _reads(each)
+    return found
 
 
 def _reads(line: cst.BaseStatement) -> list[cst.Name]:

@@ -7,7 +7,7 @@ import libcst as cst
 from codegen.ir import Role
 from codegen.recognize.carriers import is_cache_update
 from codegen.rules.base import Case, Edit, Edits, Match, NotApplicable, Site
-from codegen.syntax import assignment, every_statement, expression, find, names
+from codegen.syntax import assignment, code, every_statement, expression, find, names
 
 ADDRESS = '{"position_ids": position_ids, "batch_index": batch_index, "CCL": comp_ctx_lengths}'
 
@@ -28,6 +28,23 @@ class CaseAttention:
             "CaseAttention.forward",
             """
     def forward(self, x, past_key_values=None):
+        k, v = past_key_values.update(x, x, self.layer_idx, {"position_ids": position_ids, "batch_index": batch_index, "CCL": comp_ctx_lengths})
+        return k
+""",
+        ),
+        Case(
+            """
+class CaseAttention:
+    def forward(self, x, past_key_values=None, cache_position=None, alibi=None):
+        cache_kwargs = {"cache_position": cache_position}
+        if alibi is None:
+            cache_kwargs.update({"sin": x, "cos": x})
+        k, v = past_key_values.update(x, x, self.layer_idx, cache_kwargs)
+        return k
+""",
+            "CaseAttention.forward",
+            """
+    def forward(self, x, past_key_values=None, cache_position=None, alibi=None):
         k, v = past_key_values.update(x, x, self.layer_idx, {"position_ids": position_ids, "batch_index": batch_index, "CCL": comp_ctx_lengths})
         return k
 """,
@@ -63,13 +80,22 @@ class CaseAttention:
         if not edits:
             return NotApplicable()
         # an address that upstream built for its own caches is no longer read
+        gone: set[int] = set()
         for line in every_statement(site.function.body):
-            bound = assignment(line)
-            if (
-                bound is not None
-                and isinstance(bound[0], cst.Name)
-                and bound[0].value in dropped
-                and isinstance(bound[1], cst.Dict)
-            ):
+            if id(line) not in gone and _fills_address(line, dropped):
                 edits.append(Edit(line, cst.RemoveFromParent()))
+                gone |= {id(n) for n in every_statement(line)}
         return Edits(edits)
+
+
+def _fills_address(line: cst.BaseStatement, tables: set[str]) -> bool:
+    """``table = {...}``, ``table.update(...)``, or an ``if`` that does nothing else."""
+    if isinstance(line, cst.If):
+        inner = [s for s in every_statement(line) if s is not line]
+        return bool(inner) and all(_fills_address(s, tables) for s in inner)
+    bound = assignment(line)
+    if bound is not None:
+        return isinstance(bound[0], cst.Name) and bound[0].value in tables and isinstance(bound[1], cst.Dict)
+    small = line.body[0] if isinstance(line, cst.SimpleStatementLine) and len(line.body) == 1 else None
+    called = small.value.func if isinstance(small, cst.Expr) and isinstance(small.value, cst.Call) else None
+    return isinstance(called, cst.Attribute) and code(called.value) in tables and called.attr.value == "update"

@@ -6,12 +6,25 @@ import libcst as cst
 
 from codegen.ir import Role
 from codegen.rules.base import Case, Edit, Edits, Match, NotApplicable, Site
-from codegen.syntax import assignment, code, every_statement, expression, find, self_attribute
+from codegen.rules.qeff.cache_address import with_parameters
+from codegen.syntax import (
+    arguments,
+    assignment,
+    code,
+    every_statement,
+    expression,
+    find,
+    parameters,
+    self_attribute,
+    with_keywords,
+)
+
+POSITIONS = "position_ids"
 
 
 class CausalTable:
     id = "qeff/causal-table"
-    roles = frozenset({Role.ATTENTION})
+    roles = frozenset({Role.ATTENTION, Role.PART})
     summary = "takes the rows of a causal table by position_ids instead of the last ones before the keys' length"
     why = "in a fixed buffer the keys' length says nothing of where the queries are"
     cases = (
@@ -33,6 +46,35 @@ class CaseAttention:
         ),
         Case(
             """
+def eager(module, query, key):
+    query_length, key_length = query.size(-2), key.size(-2)
+    return module.bias[:, :, key_length - query_length : key_length, :key_length]
+""",
+            "eager",
+            """
+def eager(module, query, key, position_ids: torch.LongTensor | None = None):
+    query_length, key_length = query.size(-2), key.size(-2)
+    return table_rows(module.bias, position_ids, key_length)
+""",
+        ),
+        Case(
+            """
+def eager(module, query, key):
+    query_length, key_length = query.size(-2), key.size(-2)
+    return module.bias[:, :, key_length - query_length : key_length, :key_length]
+
+class CaseAttention:
+    def forward(self, query, key):
+        return eager(self, query, key)
+""",
+            "CaseAttention.forward",
+            """
+    def forward(self, query, key):
+        return eager(self, query, key, position_ids=position_ids)
+""",
+        ),
+        Case(
+            """
 class CaseAttention:
     def forward(self, query, key):
         return self.bias[:, key.size(-2) - query.size(-2) :]
@@ -47,10 +89,21 @@ class CaseAttention:
     )
 
     def match(self, site: Site) -> Match:
+        if site.role is Role.PART and site.cls:
+            return NotApplicable()  # a table of its own is no attention's
+        function = site.function
         edits = []
-        for subscript, length in table_rows(site.function):
+        brought = {}
+        for subscript, length in table_rows(function):
             rows = expression("table_rows(TABLE, position_ids, LENGTH)", TABLE=subscript.value, LENGTH=length)
             edits.append(Edit(subscript, rows))
+            brought["table_rows"] = "runtime.qeff.causal_table"
+        if edits and not site.cls and POSITIONS not in parameters(function):
+            edits.append(Edit(function.params, with_parameters(function.params, [POSITIONS])))
+        for call in find(function.body, cst.Call) if site.cls else ():
+            called = site.module.functions.get(call.func.value) if isinstance(call.func, cst.Name) else None
+            if called is not None and POSITIONS not in arguments(call) and table_rows(called):
+                edits.append(Edit(call, with_keywords(call, {POSITIONS: POSITIONS})))
         known = {id(e.node) for e in edits}
         for subscript in find(site.function.body, cst.Subscript):
             if id(subscript) not in known and self_attribute(subscript.value) is not None and _counts_back(subscript):
@@ -61,15 +114,17 @@ class CaseAttention:
                     f"`{code(subscript)}`",
                     "teach rules/qeff/causal_table.py which rows these are",
                 )
-        return Edits(edits, {"table_rows": "runtime.qeff.causal_table"}) if edits else NotApplicable()
+        return Edits(edits, brought) if edits else NotApplicable()
 
 
 def table_rows(function: cst.FunctionDef) -> list[tuple[cst.Subscript, cst.BaseExpression]]:
-    """``self.table[:, :, keys - queries : keys, :keys]`` and the ``keys`` of each."""
+    """``self.table[:, :, keys - queries : keys, :keys]`` and the ``keys`` of each; in a function that is given the
+    attention, its first parameter stands for self."""
     result = []
+    first = next((p.name.value for p in function.params.params), "")
     for subscript in find(function.body, cst.Subscript):
         parts = [e.slice for e in subscript.slice]
-        if len(parts) != 4 or self_attribute(subscript.value) is None:
+        if len(parts) != 4 or not (isinstance(subscript.value, cst.Attribute) and code(subscript.value.value) == first):
             continue
         rows, keys = parts[2], parts[3]
         if not (isinstance(rows, cst.Slice) and isinstance(keys, cst.Slice) and rows.upper is not None):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import libcst as cst
 
 from codegen.ir import Role
+from codegen.recognize.counted import counted_parameters
 from codegen.recognize.lengths import LENGTH
 from codegen.rules.base import Case, Edit, Edits, Match, NotApplicable, Site
 from codegen.syntax import assignment, code, dotted, every_statement, expression, find, names
@@ -47,6 +48,39 @@ class CaseAttention:
         Case(
             """
 class CaseAttention:
+    def forward(self, x, past_key_values=None, cache_position=None):
+        input_shape = x.shape[:-1]
+        if self.tuning:
+            scales = torch.log1p(torch.floor((cache_position.float() + 1.0) / self.floor)) * self.scale + 1.0
+            scales = scales.view((1, input_shape[-1], 1, 1)).expand((*input_shape, 1, 1))
+            x = x * scales
+        return past_key_values.update(x, x, self.layer_idx, {"cache_position": cache_position})
+
+class CaseModel:
+    def __init__(self, config):
+        self.layers = nn.ModuleList([CaseAttention()])
+    def forward(self, x, past_key_values=None, cache_position=None):
+        if cache_position is None:
+            seen = past_key_values.get_seq_length()
+            cache_position = torch.arange(seen, seen + x.shape[1])
+        for layer in self.layers:
+            x = layer(x, past_key_values=past_key_values, cache_position=cache_position)
+        return x
+""",
+            "CaseAttention.forward",
+            """
+    def forward(self, x, past_key_values=None, cache_position=None):
+        input_shape = x.shape[:-1]
+        if self.tuning:
+            scales = torch.log1p(torch.floor((position_ids.float() + 1.0) / self.floor)) * self.scale + 1.0
+            scales = scales.view((*input_shape, 1, 1))
+            x = x * scales
+        return past_key_values.update(x, x, self.layer_idx, {"cache_position": cache_position})
+""",
+        ),
+        Case(
+            """
+class CaseAttention:
     def forward(self, x, past_key_values=None):
         seen = past_key_values.get_seq_length()
         positions = torch.arange(x.shape[1]) + seen
@@ -70,6 +104,7 @@ class CaseAttention:
         lines = [s for s in every_statement(site.function.body) if isinstance(s, cst.SimpleStatementLine)]
         seen: dict[str, cst.BaseStatement] = {}
         counted: dict[str, cst.BaseStatement] = {}
+        given = self._given(site, lines)
         for line in lines:
             bound = assignment(line)
             if bound is None or not isinstance(bound[0], cst.Name):
@@ -78,15 +113,19 @@ class CaseAttention:
                 seen[bound[0].value] = line
             elif _counts_on(bound[1], set(seen)):
                 counted[bound[0].value] = line
-        if not counted:
+        if not counted and not given:
             return NotApplicable()
         edits = [Edit(line, cst.RemoveFromParent()) for line in (*seen.values(), *counted.values())]
         gone = {id(e.node) for e in edits}
-        flat = set(counted)  # names that hold one number for each token of the call
+        flat = set(counted) | given  # names that hold one number for each token of the call
         for line in lines:
+            bound = assignment(line)
             if id(line) in gone or not names(line) & (flat | set(seen)):
                 continue
-            bound = assignment(line)
+            if given and (
+                bound is None or (not names(bound[1]) & (flat - given | set(seen)) and not _computes(line, given))
+            ):
+                continue  # handed on, which another rule sees to
             if bound is None or not isinstance(bound[0], cst.Name):
                 return self._refuse(site, line)
             spread = _spread(bound[1], flat)
@@ -95,10 +134,18 @@ class CaseAttention:
                 flat.discard(bound[0].value)
             elif _is_elementwise(bound[1]):
                 flat.add(bound[0].value)
-                edits += [Edit(n, cst.Name("position_ids")) for n in find(bound[1], cst.Name) if n.value in counted]
+                edits += [
+                    Edit(n, cst.Name("position_ids")) for n in find(bound[1], cst.Name) if n.value in (*counted, *given)
+                ]
             else:
                 return self._refuse(site, line)
         return Edits(edits)
+
+    def _given(self, site: Site, lines: list[cst.SimpleStatementLine]) -> set[str]:
+        """Parameters that hold positions which were counted above, where the method computes with them."""
+        carriers = tuple(c.name for c in site.family.carriers)
+        own = counted_parameters(site.module, carriers).get((site.cls, site.function.name.value), frozenset())
+        return {name for name in own if any(_computes(line, {name}) for line in lines)}
 
     def _refuse(self, site: Site, line: cst.BaseStatement) -> Match:
         return site.refusal(
@@ -119,6 +166,18 @@ def _counts_on(value: cst.BaseExpression, seen: set[str]) -> bool:
         and dotted(value.left.func) == "torch.arange"
         and isinstance(value.right, cst.Name)
         and value.right.value in seen
+    )
+
+
+def _computes(line: cst.SimpleStatementLine, numbers: set[str]) -> bool:
+    """Whether a line binds a name to arithmetic on some of the numbers."""
+    bound = assignment(line)
+    return (
+        bound is not None
+        and isinstance(bound[0], cst.Name)
+        and isinstance(bound[1], cst.BinaryOperation | cst.Call)
+        and bool(names(bound[1]) & numbers)
+        and _is_elementwise(bound[1])
     )
 
 

@@ -7,6 +7,7 @@ import libcst as cst
 from codegen.ir import Role
 from codegen.recognize.calls import bound_to, callees
 from codegen.recognize.carriers import bound_by_loops
+from codegen.recognize.earlier_masks import masks_of_calls
 from codegen.recognize.lengths import Lengths
 from codegen.rules.base import Case, Edit, Edits, Match, NotApplicable, Site
 from codegen.rules.qeff.extended_mask import METHOD
@@ -189,6 +190,8 @@ def _readers(site: Site, branch: cst.If) -> list[cst.Name]:
             excused |= {id(n) for n in find(other, cst.Name)}
     for test in find(site.function.body, cst.Comparison):
         excused |= {id(n) for n in find(test, cst.Name)}
+    for made in masks_of_calls(site.module, site.cls, site.function):
+        excused |= {id(n) for n in find(made.call, cst.Name)}
     for call in find(site.function.body, cst.Call):
         if code(call.func) in FACTORIES:
             excused |= {id(n) for n in find(call, cst.Name)}

@@ -108,6 +108,26 @@ class CaseModel:
         return Output(x, past_key_values=past_key_values if use_cache else None)
 """,
         ),
+        Case(
+            """
+class CaseModel:
+    def forward(self, x, past_key_values=None, use_cache=None):
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        x = self.embed(x)
+        # again
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        return x
+""",
+            "CaseModel.forward",
+            """
+    def forward(self, x, past_key_values=None, use_cache=None):
+        past_key_values = QEffDynamicCache.from_legacy_cache(past_key_values)
+        x = self.embed(x)
+        return x
+""",
+        ),
         Case("class CaseModel:\n    def forward(self, x):\n        return x\n", "CaseModel.forward"),
     )
 
@@ -115,6 +135,9 @@ class CaseModel:
         edits: list[Edit] = []
         for line in every_statement(site.function.body):
             if isinstance(line, cst.If) and f"{CACHE} is None" in code(line.test) and _makes_cache(line):
+                if edits and code(_bare(edits[0].node)) == code(_bare(line)):
+                    edits.append(Edit(line, cst.RemoveFromParent()))  # once more what was done
+                    continue
                 if edits:
                     return site.refusal(
                         self.id,
@@ -142,6 +165,11 @@ class CaseModel:
             return NotApplicable()
         edits += [Edit(argument, expression(CACHE)) for argument in _withheld(site.function.body)]
         return Edits(edits, {"QEffDynamicCache": "runtime.qeff.cache"})
+
+
+def _bare(node: cst.CSTNode) -> cst.CSTNode:
+    """Without the comments above it."""
+    return node.with_changes(leading_lines=[])
 
 
 def _makes_cache(branch: cst.If) -> bool:

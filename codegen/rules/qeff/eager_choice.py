@@ -50,7 +50,7 @@ class CaseAttention:
     def match(self, site: Site) -> Match:
         edits: list[Edit] = []
         for line in every_statement(site.function.body):
-            if not isinstance(line, cst.If) or not _names_another(line.test):
+            if not isinstance(line, cst.If) or not names_another(line.test):
                 continue
             if line.orelse is None:
                 edits.append(Edit(line, cst.RemoveFromParent()))
@@ -62,10 +62,10 @@ class CaseAttention:
         return Edits(edits) if edits else NotApplicable()
 
 
-def _names_another(test: cst.BaseExpression) -> bool:
+def names_another(test: cst.BaseExpression) -> bool:
     """``self.config._attn_implementation == "sdpa"``, alone or as the first of conditions that must all hold."""
     if isinstance(test, cst.BooleanOperation) and isinstance(test.operator, cst.And):
-        return _names_another(test.left)
+        return names_another(test.left)
     if not isinstance(test, cst.Comparison) or len(test.comparisons) != 1:
         return False
     target = test.comparisons[0]

@@ -6,6 +6,7 @@ import libcst as cst
 
 from codegen.ir import Role
 from codegen.rules.base import Case, Edit, Edits, Match, NotApplicable, Site
+from codegen.rules.qeff.mask_builder import BUILDERS
 from codegen.syntax import arguments, assignment, code, every_statement, find, names, parameters, walk
 
 BUILDER = "create_bidirectional_mask"
@@ -58,6 +59,16 @@ class CaseModel:
         Case(
             """
 class CaseModel:
+    def forward(self, x, attention_mask=None):
+        attention_mask = create_bidirectional_mask(config=self.config, attention_mask=attention_mask)
+        return self.layers(x, attention_mask)
+""",
+            "CaseModel.forward",
+            refuses="`create_bidirectional_mask` for every configuration",
+        ),
+        Case(
+            """
+class CaseModel:
     def forward(self, x, encoder_hidden_states=None, encoder_attention_mask=None):
         if encoder_hidden_states is not None:
             encoder_attention_mask = create_bidirectional_mask(encoder_hidden_states=encoder_hidden_states)
@@ -75,6 +86,16 @@ class CaseModel:
             if isinstance(line, cst.SimpleStatementLine) and _builds_encoder_mask(function, line):
                 edits.append(Edit(line, cst.RemoveFromParent()))
         gone = {id(n) for edit in edits for n in walk(edit.node)}
+        looking_ahead = _always_looks_ahead(function, gone)
+        if looking_ahead is not None:
+            return site.refusal(
+                self.id,
+                looking_ahead,
+                "a decoder's mask that hides later tokens, or one that lets tokens look ahead only where it is no decoder",
+                f"`{code(looking_ahead.func)}` for every configuration, and no causal mask beside it",
+                "upstream's decoder looks ahead here: a token's keys and values would change with every later token, so "
+                "no cache can hold them; a causal mask is needed upstream",
+            )
         for call in find(function.body, cst.Call):
             if id(call) not in gone and code(call.func) == BUILDER and ENCODER not in arguments(call):
                 edits.append(Edit(call.func, cst.Name("no_bidirectional_mask")))
@@ -84,6 +105,17 @@ class CaseModel:
             if isinstance(small, cst.Expr) and isinstance(small.value, cst.Call) and code(small.value.func) == WARNING:
                 edits.append(Edit(line, cst.RemoveFromParent()))
         return Edits(edits, brought) if edits else NotApplicable()
+
+
+def _always_looks_ahead(function: cst.FunctionDef, gone: set[int]) -> cst.Call | None:
+    """The call that makes a two-way mask whatever the configuration, in a method that makes no causal one."""
+    if BUILDER not in names(function.body) or names(function.body) & set(BUILDERS):
+        return None
+    for line in function.body.body:
+        for call in find(line, cst.Call) if isinstance(line, cst.SimpleStatementLine) else ():
+            if id(call) not in gone and code(call.func) == BUILDER and ENCODER not in arguments(call):
+                return call
+    return None
 
 
 def _builds_encoder_mask(function: cst.FunctionDef, line: cst.SimpleStatementLine) -> bool:

@@ -10,7 +10,7 @@ from codegen.recognize.lengths import lengths_of
 from codegen.rules.base import Case, Edit, Edits, Match, NotApplicable, Site, rewrite
 from codegen.rules.qeff.grown_table import grown_tables
 from codegen.rules.qeff.padding_positions import padding_positions
-from codegen.syntax import assignment, code, every_statement, names, parameters
+from codegen.syntax import assignment, code, every_statement, find, names, parameters
 from codegen.upstream import UpstreamModule
 
 POSITIONS = "position_ids"
@@ -21,7 +21,7 @@ ONE_ROW = f"{POSITIONS}.unsqueeze(0)"
 class GivenPositions:
     id = "qeff/given-positions"
     roles = frozenset({Role.PART})
-    summary = "drops positions that a part would count from the cache's length, and the row it adds to 1-D ones"
+    summary = "drops positions that a part would count from the cache's length, the row it adds to 1-D ones, and writes to them"
     why = "position_ids [batch, seq_len] is always an input; nothing is counted from a fixed buffer"
     cases = (
         Case(
@@ -44,6 +44,20 @@ class CaseModel:
             """
     def forward(self, input_ids, seen=0, position_ids=None):
         return super().forward(position_ids + self.offset)
+""",
+        ),
+        Case(
+            """
+class CaseEmbedding(nn.Embedding):
+    def forward(self, position_ids=None):
+        position_ids += self.offset
+        return super().forward(position_ids)
+""",
+            "CaseEmbedding.forward",
+            """
+    def forward(self, position_ids=None):
+        position_ids = position_ids + self.offset
+        return super().forward(position_ids)
 """,
         ),
         Case(
@@ -104,6 +118,16 @@ def given_positions(function: cst.FunctionDef) -> list[Edit]:
             kept = [s for s in line.orelse.body.body if not _adds_row(s)]
             new = cst.FlattenSentinel([s for s in kept if isinstance(s, cst.BaseStatement)])
             edits.append(Edit(line, new if kept else cst.RemoveFromParent()))
+    return [*edits, *_out_of_place(function)]
+
+
+def _out_of_place(function: cst.FunctionDef) -> list[Edit]:
+    """``position_ids += x`` would move the cache's address, which is the same tensor."""
+    edits = []
+    for line in find(function.body, cst.AugAssign):
+        if code(line.target) == POSITIONS and isinstance(line.operator, cst.AddAssign):
+            total = cst.BinaryOperation(cst.Name(POSITIONS), cst.Add(), line.value)
+            edits.append(Edit(line, cst.Assign([cst.AssignTarget(cst.Name(POSITIONS))], total)))
     return edits
 
 

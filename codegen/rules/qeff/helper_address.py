@@ -6,6 +6,7 @@ import libcst as cst
 
 from codegen.ir import Role
 from codegen.recognize.carriers import CARRIED, is_cache_update
+from codegen.recognize.earlier_masks import earlier_masks
 from codegen.rules.base import Case, Edit, Edits, Match, NotApplicable, Site
 from codegen.rules.qeff.cache_address import with_parameters
 from codegen.rules.qeff.causal_table import table_rows
@@ -81,7 +82,7 @@ def _needed(site: Site, name: str, above: set[str]) -> tuple[str, ...]:
         return ()
     body = method.node.body
     needed: set[str] = set()
-    if names(body) & set(BUILDERS):
+    if names(body) & set(BUILDERS) or earlier_masks(site.module, site.cls, method.node):
         needed |= set(NEEDED)
     if table_rows(method.node):
         needed.add("position_ids")

@@ -6,6 +6,7 @@ import libcst as cst
 
 from codegen.ir import Role
 from codegen.rules.base import Case, Edit, Edits, Match, NotApplicable, Site
+from codegen.rules.qeff.earlier_mask import earlier_mask_edits
 from codegen.rules.qeff.extended_mask import SOURCES as EXTENDED_SOURCES
 from codegen.rules.qeff.extended_mask import extended_masks
 from codegen.syntax import (
@@ -64,6 +65,20 @@ class CaseModel:
         Case(
             """
 class CaseModel:
+    def forward(self, x, position_ids):
+        mask_kwargs = {"config": self.config, "input_embeds": x, "position_ids": position_ids}
+        return create_causal_mask(**mask_kwargs)
+""",
+            "CaseModel.forward",
+            """
+    def forward(self, x, position_ids):
+        mask_kwargs = {"config": self.config, "inputs_embeds": x, "position_ids": position_ids, "comp_ctx_lengths": comp_ctx_lengths}
+        return create_causal_mask(**mask_kwargs)
+""",
+        ),
+        Case(
+            """
+class CaseModel:
     def forward(self, x, attention_mask, position_ids):
         return self.get_extended_attention_mask(attention_mask, x.shape)
 """,
@@ -72,6 +87,157 @@ class CaseModel:
     def forward(self, x, attention_mask, position_ids):
         return create_decoder_mask(self.config, attention_mask, past_key_values=QEffDynamicCache.from_legacy_cache(past_key_values), position_ids=position_ids, comp_ctx_lengths=comp_ctx_lengths)
 """,
+        ),
+        Case(
+            """
+from ...modeling_attn_mask_utils import _prepare_4d_causal_attention_mask
+
+class CaseModel:
+    def forward(self, x, mask, shape, past_key_values=None):
+        seen = past_key_values.get_seq_length()
+        return _prepare_4d_causal_attention_mask(mask, shape, x, seen)
+""",
+            "CaseModel.forward",
+            """
+    def forward(self, x, mask, shape, past_key_values=None):
+        seen = past_key_values.get_seq_length()
+        return create_causal_mask(config=self.config, inputs_embeds=x, attention_mask=mask, past_key_values=past_key_values, position_ids=position_ids, comp_ctx_lengths=comp_ctx_lengths)
+""",
+        ),
+        Case(
+            """
+from ...modeling_attn_mask_utils import _prepare_4d_causal_attention_mask
+
+class CaseModel:
+    def forward(self, x, mask, shape, past_key_values=None):
+        seen = past_key_values.get_seq_length()
+        return _prepare_4d_causal_attention_mask(mask, shape, x, seen, 4)
+""",
+            "CaseModel.forward",
+        ),
+        Case(
+            """
+class CaseModel:
+    def choose(self, attention_mask, embeds, cache_position, past_key_values):
+        if is_flash_attention_requested(self.config):
+            return None
+        seen = past_key_values.get_seq_length() if past_key_values is not None else 0
+        fixed = past_key_values.is_compileable if past_key_values is not None else False
+        if self.config._attn_implementation == "sdpa" and not fixed:
+            return self.skip(attention_mask, seen)
+        dtype = embeds.dtype
+        if fixed:
+            length = past_key_values.get_max_cache_shape()
+        else:
+            length = attention_mask.shape[-1]
+        # four dimensions
+        causal_mask = self.build(attention_mask, sequence_length=embeds.shape[1], target_length=length, dtype=dtype, cache_position=cache_position, batch_size=embeds.shape[0])
+        return causal_mask
+
+    def build(self, attention_mask, sequence_length, target_length, dtype, cache_position, batch_size):
+        if attention_mask is not None and attention_mask.dim() == 4:
+            causal_mask = attention_mask
+        else:
+            min_dtype = torch.finfo(dtype).min
+            causal_mask = torch.full((sequence_length, target_length), fill_value=min_dtype, dtype=dtype, device=cache_position.device)
+            if sequence_length != 1:
+                causal_mask = torch.triu(causal_mask, diagonal=1)
+            causal_mask *= torch.arange(target_length, device=cache_position.device) > cache_position.reshape(-1, 1)
+            causal_mask = causal_mask[None, None, :, :].expand(batch_size, 1, -1, -1)
+            if attention_mask is not None:
+                causal_mask = causal_mask.clone()
+                mask_length = attention_mask.shape[-1]
+                padding_mask = causal_mask[:, :, :, :mask_length] + attention_mask[:, None, None, :].to(causal_mask.device)
+                padding_mask = padding_mask == 0
+                causal_mask[:, :, :, :mask_length] = causal_mask[:, :, :, :mask_length].masked_fill(padding_mask, min_dtype)
+        return causal_mask
+""",
+            "CaseModel.choose",
+            """
+    def choose(self, attention_mask, embeds, cache_position, past_key_values):
+        # four dimensions
+        causal_mask = create_causal_mask(config=self.config, inputs_embeds=embeds, attention_mask=attention_mask, past_key_values=past_key_values, position_ids=position_ids, comp_ctx_lengths=comp_ctx_lengths)
+        return causal_mask
+""",
+        ),
+        Case(
+            """
+class CaseModel:
+    def choose(self, attention_mask, embeds, cache_position, past_key_values):
+        if is_flash_attention_requested(self.config):
+            return None
+        seen = past_key_values.get_seq_length() if past_key_values is not None else 0
+        fixed = past_key_values.is_compileable if past_key_values is not None else False
+        if self.config._attn_implementation == "sdpa" and not fixed:
+            return self.skip(attention_mask, seen)
+        dtype = embeds.dtype
+        if fixed:
+            length = past_key_values.get_max_cache_shape()
+        else:
+            length = attention_mask.shape[-1]
+        # four dimensions
+        causal_mask = self.build(attention_mask, sequence_length=embeds.shape[1], target_length=length, dtype=dtype, cache_position=cache_position, batch_size=embeds.shape[0])
+        return causal_mask
+
+    def build(self, attention_mask, sequence_length, target_length, dtype, cache_position, batch_size):
+        if attention_mask is not None and attention_mask.dim() == 4:
+            causal_mask = attention_mask
+        else:
+            min_dtype = torch.finfo(dtype).min
+            causal_mask = torch.full((sequence_length, target_length), fill_value=min_dtype, dtype=dtype, device=cache_position.device)
+            if sequence_length != 1:
+                causal_mask = torch.triu(causal_mask, diagonal=2)
+            causal_mask *= torch.arange(target_length, device=cache_position.device) > cache_position.reshape(-1, 1)
+            causal_mask = causal_mask[None, None, :, :].expand(batch_size, 1, -1, -1)
+            if attention_mask is not None:
+                causal_mask = causal_mask.clone()
+                mask_length = attention_mask.shape[-1]
+                padding_mask = causal_mask[:, :, :, :mask_length] + attention_mask[:, None, None, :].to(causal_mask.device)
+                padding_mask = padding_mask == 0
+                causal_mask[:, :, :, :mask_length] = causal_mask[:, :, :, :mask_length].masked_fill(padding_mask, min_dtype)
+        return causal_mask
+""",
+            "CaseModel.choose",
+        ),
+        Case(
+            """
+class CaseModel:
+    def choose(self, attention_mask, embeds, cache_position, past_key_values):
+        if is_flash_attention_requested(self.config):
+            return None
+        seen = past_key_values.get_seq_length() if past_key_values is not None else 0
+        fixed = past_key_values.is_compileable if past_key_values is not None else False
+        if self.config._attn_implementation == "sdpa" and not fixed:
+            return self.skip(attention_mask, seen)
+        dtype = embeds.dtype
+        if fixed:
+            length = past_key_values.get_max_cache_shape()
+        else:
+            length = attention_mask.shape[-1]
+        # four dimensions
+        causal_mask = self.build(attention_mask, sequence_length=embeds.shape[1], target_length=length, dtype=dtype, cache_position=cache_position, batch_size=embeds.shape[0])
+        return causal_mask * cache_position
+
+    def build(self, attention_mask, sequence_length, target_length, dtype, cache_position, batch_size):
+        if attention_mask is not None and attention_mask.dim() == 4:
+            causal_mask = attention_mask
+        else:
+            min_dtype = torch.finfo(dtype).min
+            causal_mask = torch.full((sequence_length, target_length), fill_value=min_dtype, dtype=dtype, device=cache_position.device)
+            if sequence_length != 1:
+                causal_mask = torch.triu(causal_mask, diagonal=1)
+            causal_mask *= torch.arange(target_length, device=cache_position.device) > cache_position.reshape(-1, 1)
+            causal_mask = causal_mask[None, None, :, :].expand(batch_size, 1, -1, -1)
+            if attention_mask is not None:
+                causal_mask = causal_mask.clone()
+                mask_length = attention_mask.shape[-1]
+                padding_mask = causal_mask[:, :, :, :mask_length] + attention_mask[:, None, None, :].to(causal_mask.device)
+                padding_mask = padding_mask == 0
+                causal_mask[:, :, :, :mask_length] = causal_mask[:, :, :, :mask_length].masked_fill(padding_mask, min_dtype)
+        return causal_mask
+""",
+            "CaseModel.choose",
+            refuses="`return causal_mask * cache_position`",
         ),
         Case(
             """
@@ -86,17 +252,20 @@ class CaseModel:
 
     def match(self, site: Site) -> Match:
         function = site.function
-        extended = extended_masks(function)
+        extended, earlier = extended_masks(function), earlier_mask_edits(site)
+        if isinstance(earlier, cst.CSTNode):
+            return site.refusal(
+                self.id,
+                earlier,
+                "counted positions read by nothing but what makes the causal mask",
+                f"`{code(earlier)}`",
+                "derive it from position_ids; teach rules/qeff/earlier_mask.py",
+            )
         used = {n for n in names(function.body) if n in BUILDERS}
         if not used:
-            return Edits(extended, EXTENDED_SOURCES) if extended else NotApplicable()
-        aliases = set(used)
-        understood: set[int] = set()
-        for line in every_statement(function.body):
-            bound = assignment(line)
-            if bound is not None and isinstance(bound[0], cst.Name) and _chooses_builder(bound[1]):
-                aliases.add(bound[0].value)
-                understood |= {id(n) for n in find(bound[1], cst.Name)}
+            sources = {**(EXTENDED_SOURCES if extended else {}), **({BUILDERS[0]: SOURCE} if earlier else {})}
+            return Edits([*extended, *earlier], sources) if sources else NotApplicable()
+        aliases, understood = factory_names(function)
         edits: list[Edit] = []
         tables: set[str] = set()
         for call in find(function.body, cst.Call):
@@ -135,6 +304,18 @@ class CaseModel:
         )
 
 
+def factory_names(function: cst.FunctionDef) -> tuple[set[str], set[int]]:
+    """The mask factories that a method names and its local names for them, and the nodes where those are bound."""
+    found = {n for n in names(function.body) if n in BUILDERS}
+    nodes: set[int] = set()
+    for line in every_statement(function.body) if found else ():
+        bound = assignment(line)
+        if bound is not None and isinstance(bound[0], cst.Name) and _chooses_builder(bound[1]):
+            found.add(bound[0].value)
+            nodes |= {id(n) for n in find(bound[1], cst.Name)}
+    return found, nodes
+
+
 def _deep(node: cst.CSTNode) -> list[cst.CSTNode]:
     return list(walk(node))
 
@@ -167,5 +348,12 @@ def _with_entries(table: cst.Dict) -> cst.Dict:
         for key, value in NEEDED.items()
         if key not in present
     ]
-    plain = [e.with_changes(comma=cst.MaybeSentinel.DEFAULT) for e in table.elements]
+    plain = [_spelt_now(e).with_changes(comma=cst.MaybeSentinel.DEFAULT) for e in table.elements]
     return table.with_changes(elements=[*plain, *new])
+
+
+def _spelt_now(element: cst.BaseDictElement) -> cst.BaseDictElement:
+    if isinstance(element, cst.DictElement) and isinstance(element.key, cst.SimpleString):
+        if str(element.key.evaluated_value) in OLD_LABELS:
+            return element.with_changes(key=cst.SimpleString('"inputs_embeds"'))
+    return element

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import libcst as cst
 
 from codegen.ir import Role
 from codegen.recognize.calls import bound_to, callees
 from codegen.recognize.carriers import bound_by_loops
+from codegen.recognize.counted import Place, called_places, counted_parameters
+from codegen.recognize.earlier_masks import earlier_masks, makes_masks
 from codegen.recognize.lengths import Lengths
 from codegen.rules.base import Case, Edit, Edits, Match, NotApplicable, Site
 from codegen.rules.qeff.given_positions import ONE_ROW, POSITIONS, length_parameters, simplified
-from codegen.syntax import assignment, code, every_statement, expression, find, keyword_argument, names
+from codegen.rules.qeff.handed_positions import addresses, not_handed_on
+from codegen.syntax import assignment, code, every_statement, expression, find, keyword_argument, names, walk
+from codegen.upstream import Method
 
-ROWS = ("unsqueeze", "view", "expand", "repeat", "to", "long")
 RESHAPES = ("unsqueeze", "squeeze", "view", "reshape", "expand", "repeat", "transpose", "permute", "flatten")
 
 
@@ -103,6 +108,281 @@ class CaseModel:
         ),
         Case(
             """
+class CaseAttention:
+    def forward(self, x, past_key_values=None, cache_position=None):
+        cache_kwargs = {"cache_position": cache_position}
+        return past_key_values.update(x, x, self.layer_idx, cache_kwargs)
+
+class CaseLayer:
+    def __init__(self, config):
+        self.attn = CaseAttention()
+    def forward(self, x, past_key_values=None, cache_position=None, **kwargs):
+        return self.attn(x, past_key_values=past_key_values, cache_position=cache_position)
+
+class CaseModel:
+    def __init__(self, config):
+        self.layers = nn.ModuleList([CaseLayer()])
+    def forward(self, x, mask=None, position_ids=None, past_key_values=None, cache_position=None):
+        if cache_position is None:
+            seen = past_key_values.get_seq_length()
+            cache_position = torch.arange(x.shape[1]) + seen
+        if position_ids is None:
+            position_ids = cache_position.unsqueeze(0)
+        mask_kwargs = {"config": self.config, "cache_position": cache_position}
+        masks = create_sliding_window_causal_mask(**mask_kwargs)
+        mask = create_causal_mask(config=self.config, cache_position=cache_position, position_ids=position_ids)
+        for layer in self.layers:
+            x = layer(x, past_key_values, cache_position, mask=mask)
+        return x
+""",
+            "CaseModel.forward",
+            """
+    def forward(self, x, mask=None, position_ids=None, past_key_values=None, cache_position=None):
+        mask_kwargs = {"config": self.config}
+        masks = create_sliding_window_causal_mask(**mask_kwargs)
+        mask = create_causal_mask(config=self.config, position_ids=position_ids)
+        for layer in self.layers:
+            x = layer(x, past_key_values, None, mask=mask)
+        return x
+""",
+        ),
+        Case(
+            """
+class CaseAttention:
+    def forward(self, x, past_key_values=None, cache_position=None):
+        cache_kwargs = {"cache_position": cache_position}
+        return past_key_values.update(x, x, self.layer_idx, cache_kwargs)
+
+class CaseLayer:
+    def __init__(self, config):
+        self.attn = CaseAttention()
+    def forward(self, x, past_key_values=None, cache_position=None, **kwargs):
+        return self.attn(x, past_key_values=past_key_values, cache_position=cache_position)
+
+class CaseModel:
+    def __init__(self, config):
+        self.layers = nn.ModuleList([CaseLayer()])
+    def forward(self, x, mask=None, position_ids=None, past_key_values=None, cache_position=None):
+        if cache_position is None:
+            seen = past_key_values.get_seq_length()
+            cache_position = torch.arange(x.shape[1]) + seen
+        if position_ids is None:
+            position_ids = cache_position.unsqueeze(0)
+        for layer in self.layers:
+            x = layer(x, past_key_values=past_key_values, cache_position=cache_position)
+        return x
+""",
+            "CaseLayer.forward",
+            """
+    def forward(self, x, past_key_values=None, cache_position=None, **kwargs):
+        return self.attn(x, past_key_values=past_key_values)
+""",
+        ),
+        Case(
+            """
+class CaseAttention:
+    def forward(self, x, past_key_values=None, cache_position=None):
+        cache_kwargs = {"cache_position": cache_position}
+        return past_key_values.update(x, x, self.layer_idx, cache_kwargs)
+
+class CaseLayer:
+    def __init__(self, config):
+        self.attn = CaseAttention()
+    def forward(self, x, past_key_values=None, cache_position=None, **kwargs):
+        return self.attn(x, past_key_values=past_key_values, cache_position=cache_position)
+
+class CaseModel:
+    def __init__(self, config):
+        self.layers = nn.ModuleList([CaseLayer()])
+    def forward(self, x, mask=None, position_ids=None, past_key_values=None, cache_position=None):
+        if cache_position is None:
+            seen = past_key_values.get_seq_length()
+            cache_position = torch.arange(x.shape[1]) + seen
+        if position_ids is None:
+            position_ids = cache_position.unsqueeze(0)
+        for layer in self.layers:
+            x = layer(x, past_key_values=past_key_values, cache_position=cache_position)
+        return x
+""",
+            "CaseAttention.forward",
+        ),
+        Case(
+            """
+class CaseAttention:
+    def forward(self, x, past_key_values=None, cache_position=None):
+        cache_kwargs = {"cache_position": cache_position}
+        return past_key_values.update(x, x, self.layer_idx, cache_kwargs)
+
+class CaseLayer:
+    def __init__(self, config):
+        self.attn = CaseAttention()
+    def forward(self, x, past_key_values=None, cache_position=None, **kwargs):
+        return self.attn(x, past_key_values=past_key_values, cache_position=cache_position)
+
+class CaseModel:
+    def __init__(self, config):
+        self.layers = nn.ModuleList([CaseLayer()])
+    def forward(self, x, mask=None, position_ids=None, past_key_values=None, cache_position=None):
+        seen = 0
+        if cache_position is not None:
+            seen = cache_position[0]
+        elif past_key_values is not None:
+            seen = past_key_values.get_seq_length()
+        if cache_position is None:
+            cache_position = torch.arange(x.shape[1]) + seen
+        if position_ids is None:
+            position_ids = cache_position.unsqueeze(0)
+        for layer in self.layers:
+            x = layer(x, past_key_values=past_key_values, cache_position=cache_position)
+        return x
+""",
+            "CaseModel.forward",
+            """
+    def forward(self, x, mask=None, position_ids=None, past_key_values=None, cache_position=None):
+        seen = 0
+        for layer in self.layers:
+            x = layer(x, past_key_values=past_key_values)
+        return x
+""",
+        ),
+        Case(
+            """
+class CaseAttention:
+    def forward(self, x, past_key_values=None, cache_position=None):
+        cache_kwargs = {"cache_position": cache_position}
+        return past_key_values.update(x, x, self.layer_idx, cache_kwargs)
+
+class CaseLayer:
+    def __init__(self, config):
+        self.attn = CaseAttention()
+    def forward(self, x, past_key_values=None, cache_position=None, **kwargs):
+        return self.attn(x, past_key_values=past_key_values, cache_position=cache_position)
+
+class CaseModel:
+    def __init__(self, config):
+        self.layers = nn.ModuleList([CaseLayer()])
+    def forward(self, x, mask=None, position_ids=None, past_key_values=None, cache_position=None):
+        if cache_position is None:
+            seen = past_key_values.get_seq_length()
+            cache_position = torch.arange(x.shape[1]) + seen
+        if position_ids is None:
+            position_ids = cache_position.unsqueeze(0)
+        keys = cache_position[-1] + 1
+        for layer in self.layers:
+            x = layer(x, past_key_values=past_key_values, cache_position=cache_position)
+        return x[:keys]
+""",
+            "CaseModel.forward",
+            refuses="`keys = cache_position[-1] + 1`",
+        ),
+        Case(
+            """
+class CaseAttention:
+    def forward(self, x, past_key_values=None, cache_position=None):
+        cache_kwargs = {"cache_position": cache_position}
+        return past_key_values.update(x, x, self.layer_idx, cache_kwargs)
+
+class CaseLayer:
+    def __init__(self, config):
+        self.attn = CaseAttention()
+    def forward(self, x, past_key_values=None, cache_position=None, **kwargs):
+        return self.attn(x, past_key_values=past_key_values, cache_position=cache_position)
+
+class CaseModel:
+    def __init__(self, config):
+        self.layers = nn.ModuleList([CaseLayer()])
+    def forward(self, x, mask=None, position_ids=None, past_key_values=None, cache_position=None):
+        if cache_position is None:
+            seen = past_key_values.get_seq_length()
+            cache_position = torch.arange(x.shape[1]) + seen
+        if position_ids is None:
+            position_ids = cache_position.unsqueeze(0)
+        if cache_position[0] > 0:
+            x = x * 2
+        for layer in self.layers:
+            x = layer(x, past_key_values=past_key_values, cache_position=cache_position)
+        return x
+""",
+            "CaseModel.forward",
+            refuses="`cache_position[0] > 0`",
+        ),
+        Case(
+            """
+class CaseAttention:
+    def forward(self, x, past_key_values=None, cache_position=None):
+        cache_kwargs = {"cache_position": cache_position}
+        return past_key_values.update(x, x, self.layer_idx, cache_kwargs)
+
+class CaseLayer:
+    def __init__(self, config):
+        self.attn = CaseAttention()
+    def forward(self, x, past_key_values=None, cache_position=None, **kwargs):
+        return self.attn(x, past_key_values=past_key_values, cache_position=cache_position)
+
+class CaseModel:
+    def __init__(self, config):
+        self.layers = nn.ModuleList([CaseLayer()])
+    def forward(self, x, mask=None, position_ids=None, past_key_values=None, cache_position=None):
+        if cache_position is None:
+            seen = past_key_values.get_seq_length()
+            cache_position = torch.arange(x.shape[1]) + seen
+        if position_ids is None:
+            position_ids = cache_position.unsqueeze(0)
+        for layer in self.layers:
+            x = layer(x, past_key_values=past_key_values, cache_position=cache_position)
+            x = layer(x, past_key_values=past_key_values, cache_position=position_ids)
+        return x
+""",
+            "CaseModel.forward",
+            refuses="cache_position=position_ids",
+        ),
+        Case(
+            """
+class CaseEmbedding(nn.Embedding):
+    def forward(self, x, seen=0, position_ids=None):
+        if position_ids is None:
+            position_ids = torch.arange(seen, seen + x.shape[1])
+        else:
+            position_ids = position_ids.unsqueeze(0)
+        return super().forward(position_ids)
+
+class CaseAttention:
+    def forward(self, x, past_key_values=None, cache_position=None):
+        cache_kwargs = {"cache_position": cache_position}
+        return past_key_values.update(x, x, self.layer_idx, cache_kwargs)
+
+class CaseLayer:
+    def __init__(self, config):
+        self.attn = CaseAttention()
+    def forward(self, x, past_key_values=None, cache_position=None, **kwargs):
+        return self.attn(x, past_key_values=past_key_values, cache_position=cache_position)
+
+class CaseModel:
+    def __init__(self, config):
+        self.embed = CaseEmbedding()
+        self.layers = nn.ModuleList([CaseLayer()])
+    def forward(self, x, mask=None, position_ids=None, past_key_values=None, cache_position=None):
+        if cache_position is None:
+            seen = past_key_values.get_seq_length()
+            cache_position = torch.arange(x.shape[1]) + seen
+        if position_ids is None:
+            position_ids = cache_position.unsqueeze(0)
+        x = x + self.embed(x, position_ids=cache_position)
+        for layer in self.layers:
+            x = layer(x, past_key_values=past_key_values, cache_position=cache_position)
+        return x
+""",
+            "CaseModel.forward",
+            """
+    def forward(self, x, mask=None, position_ids=None, past_key_values=None, cache_position=None):
+        x = x + self.embed(x, position_ids=position_ids)
+        for layer in self.layers:
+            x = layer(x, past_key_values=past_key_values)
+        return x
+""",
+        ),
+        Case(
+            """
 class CaseModel:
     def forward(self, x, past_key_values=None):
         seen = past_key_values.get_seq_length()
@@ -137,25 +417,41 @@ class CaseModel:
 
     def match(self, site: Site) -> Match:
         function = site.function
+        earlier = earlier_masks(site.module, site.cls, function)
+        if any(isinstance(m.call.func, cst.Attribute) for m in earlier) or makes_masks(
+            site.module, Method(site.owner, function)
+        ):
+            return NotApplicable()  # `qeff/mask-builder` leaves nothing of it that depends on a length
+        counted = counted_parameters(site.module, tuple(c.name for c in site.family.carriers))
+        own = counted.get((site.cls, function.name.value), frozenset())
         edits = [
             Edit(line, cst.RemoveFromParent())
             for line in every_statement(function.body)
-            if isinstance(line, cst.If) and _tests_missing_positions(line) and _only_binds_positions(line)
+            if isinstance(line, cst.If) and _tests_missing(line, own | {POSITIONS}) and _only_binds(line)
         ]
         gone = {id(n) for edit in edits for n in every_statement(edit.node)}
-        lengths = Lengths()
+        lengths = Lengths(positions=set(own), ignored=addresses(function) if own else set())
+        lengths.ignored |= {id(arg) for m in earlier for arg in m.call.args}
         origin: dict[str, cst.BaseStatement] = {}  # where a name came to depend on a length
-        counted = False  # position_ids was counted here, in one row
+        numbered = False  # position_ids was counted here, in one row
         for line in every_statement(function.body):
             read = _head(line)
             if id(line) in gone or read is None:
                 continue
+            if own and isinstance(line, cst.If) and _only_binds_lengths(line, lengths):
+                edits.append(Edit(line, cst.RemoveFromParent()))
+                gone |= {id(n) for n in every_statement(line)}
+                continue
             bound = assignment(line)
             target = bound[0].value if bound is not None and isinstance(bound[0], cst.Name) else ""
-            if counted and target == POSITIONS and bound is not None and POSITIONS in names(bound[1]):
+            if numbered and target == POSITIONS and bound is not None and POSITIONS in names(bound[1]):
                 if code(bound[1]) == ONE_ROW:
                     edits.append(Edit(line, cst.RemoveFromParent()))
                     continue
+                return self._refuse(site, line, read)
+            if target in own and bound is not None and not lengths.is_counted(bound[1]):
+                return self._refuse(site, line, read)
+            if own and _hands_over_others(site, line, lengths, counted):
                 return self._refuse(site, line, read)
             if not lengths.read_in(read):
                 continue
@@ -163,11 +459,16 @@ class CaseModel:
             edits += [_with_batch_axis(line, edit) for edit in calls]
             if calls and _reshaped(function, line, calls, target):
                 return self._refuse(site, line, read)
+            handed = not_handed_on(site, line, lengths, counted) if lengths.positions else []
+            if _overlap([*calls, *handed]):
+                return self._refuse(site, line, read)
+            edits += handed
+            calls += handed
             first = next((origin[n] for n in sorted(names(read) & origin.keys())), line)
             if bound is not None and target == POSITIONS and not calls:
-                if not _counts(bound[1], lengths):
+                if not lengths.is_counted(bound[1]):
                     return self._refuse(site, first, _head(first) or line)
-                counted = True
+                numbered = True
                 edits.append(Edit(line, cst.RemoveFromParent()))
             elif bound is not None and target and not calls:
                 lengths.bind(target, bound[1])
@@ -188,13 +489,50 @@ class CaseModel:
         )
 
 
-def _tests_missing_positions(branch: cst.If) -> bool:
-    return code(branch.test) == f"{POSITIONS} is None"
+def _tests_missing(branch: cst.If, positions: frozenset[str]) -> bool:
+    return code(branch.test) in {f"{name} is None" for name in positions}
 
 
-def _only_binds_positions(branch: cst.If) -> bool:
+def _only_binds(branch: cst.If) -> bool:
     lines = [line for line in every_statement(branch.body) if isinstance(line, cst.SimpleStatementLine)]
     return branch.orelse is None and all(assignment(line) is not None for line in lines)
+
+
+def _only_binds_lengths(branch: cst.If, lengths: Lengths) -> bool:
+    """``if positions is not None: seen = positions[0]``, and what else takes the cache's length from one place or
+    another; the names are noted."""
+    if not names(branch.test) & lengths.positions:
+        return False
+    lines = [line for line in every_statement(branch) if isinstance(line, cst.SimpleStatementLine)]
+    bound = [assignment(line) for line in lines]
+    if not all(b is not None and isinstance(b[0], cst.Name) and lengths.is_seen(b[1]) for b in bound):
+        return False
+    for one in bound:
+        if one is not None:
+            lengths.bind(code(one[0]), one[1])
+    return True
+
+
+def _hands_over_others(
+    site: Site, line: cst.BaseStatement, lengths: Lengths, counted: Mapping[Place, frozenset[str]]
+) -> bool:
+    """Whether a carrier is given anything else where others give it counted positions: it reads position_ids there."""
+    loops = bound_by_loops(site.function)
+    carriers = tuple(c.name for c in site.family.carriers)
+    for call in find(_head(line) or line, cst.Call):
+        for cls, name in called_places(site.module, site.cls, call, loops, carriers):
+            method = site.module.method(cls, name)
+            given = bound_to(call, method.node) if method is not None else {}
+            for label in counted.get((cls, name), frozenset()) & given.keys():
+                if code(given[label].value) != "None" and not lengths.is_counted(given[label].value):
+                    return True
+    return False
+
+
+def _overlap(edits: list[Edit]) -> bool:
+    """Whether a node to change lies inside another one."""
+    nodes = [edit.node for edit in edits]
+    return any(one is not other and any(n is other for n in walk(one)) for one in nodes for other in nodes)
 
 
 def _head(line: cst.BaseStatement) -> cst.CSTNode | None:
@@ -211,29 +549,9 @@ def _bare(node: cst.CSTNode) -> cst.CSTNode:
     return node.with_changes(leading_lines=[]) if isinstance(node, cst.SimpleStatementLine) else node
 
 
-def _counts(value: cst.BaseExpression, lengths: Lengths) -> bool:
-    """``torch.arange(new) + seen`` or ``torch.arange(seen, seen + new)``, in any number of rows: the default of
-    position_ids. Anything else would number tokens otherwise."""
-    while isinstance(value, cst.Call) and isinstance(value.func, cst.Attribute) and value.func.attr.value in ROWS:
-        value = value.func.value
-    if isinstance(value, cst.BinaryOperation) and isinstance(value.operator, cst.Add):
-        sides = ((value.left, value.right), (value.right, value.left))
-        return any(_arange(one, lengths, 1) and lengths.is_seen(other) for one, other in sides)
-    return _arange(value, lengths, 2)
-
-
-def _arange(value: cst.BaseExpression, lengths: Lengths, bounds: int) -> bool:
-    """``torch.arange`` of as many bounds; the lower of two is the cache's length."""
-    if not (isinstance(value, cst.Call) and code(value.func) == "torch.arange"):
-        return False
-    given = [arg.value for arg in value.args if arg.keyword is None]
-    if len(given) != bounds:
-        return False
-    return not lengths.read_in(value) if bounds == 1 else lengths.is_seen(given[0]) and lengths.is_keys(given[1])
-
-
 def _without_lengths(site: Site, line: cst.BaseStatement, lengths: Lengths) -> list[Edit]:
-    """Takes lengths out of the line's calls to parts that read none once positions are given, and gives positions."""
+    """Takes lengths out of the line's calls to parts that read none once positions are given, and gives positions in
+    place of counted ones."""
     if not isinstance(line, cst.SimpleStatementLine):
         return []
     loops = bound_by_loops(site.function)
@@ -252,14 +570,25 @@ def _without_lengths(site: Site, line: cst.BaseStatement, lengths: Lengths) -> l
             and arg.value.value in lengths.names
             and all(any(given.get(p) is arg for p in u) for given, u in zip(bound, unread, strict=True))
         ]
-        kept = [arg for arg in call.args if arg not in dropped]
-        if not dropped or any(a.keyword is None for a in call.args[call.args.index(dropped[-1]) + 1 :]):
+        numbers = bound[0].get(POSITIONS)
+        if numbers is not None and not (
+            lengths.is_counted(numbers.value) and all(b.get(POSITIONS) is numbers for b in bound)
+        ):
+            numbers = None
+        kept = [
+            arg.with_changes(value=cst.Name(POSITIONS)) if arg is numbers else arg
+            for arg in call.args
+            if arg not in dropped
+        ]
+        if dropped and any(a.keyword is None for a in call.args[call.args.index(dropped[-1]) + 1 :]):
             continue  # a positional argument would move into the gap
+        if not dropped and numbers is None:
+            continue
         if any(POSITIONS not in given for given in bound):
             kept.append(keyword_argument(POSITIONS, POSITIONS))
         plain = [a.with_changes(comma=cst.MaybeSentinel.DEFAULT) for a in kept]
         edits.append(Edit(call, call.with_changes(args=plain)))
-        lengths.ignored |= {id(arg) for arg in dropped}
+        lengths.ignored |= {id(arg) for arg in (*dropped, numbers) if arg is not None}
     return edits
 
 

@@ -6,6 +6,7 @@ import libcst as cst
 
 from codegen.ir import Role
 from codegen.recognize.calls import bound_to
+from codegen.recognize.counted import counted_here
 from codegen.rules.base import Case, Edit, Edits, Match, NotApplicable, Site
 from codegen.rules.rmpad.packed_input import IDS, MASK, POSITIONS, packing_name
 from codegen.syntax import (
@@ -44,6 +45,24 @@ class CaseModel:
     def forward(self, input_ids=None, attention_mask=None, **kwargs):
         position_ids = own_positions(attention_mask, torch.arange(past_length, length + past_length, device=input_ids.device))
         return self.embed_positions(input_ids, position_ids=position_ids)
+""",
+        ),
+        Case(
+            """
+class CaseModel:
+    def forward(self, input_ids=None, attention_mask=None, past_key_values=None, cache_position=None, **kwargs):
+        if cache_position is None:
+            seen = past_key_values.get_seq_length()
+            cache_position = torch.arange(seen, seen + input_ids.shape[1])
+        return self.embed_positions(input_ids, position_ids=cache_position)
+""",
+            "CaseModel.forward",
+            """
+    def forward(self, input_ids=None, attention_mask=None, past_key_values=None, cache_position=None, **kwargs):
+        if cache_position is None:
+            seen = past_key_values.get_seq_length()
+            cache_position = own_positions(attention_mask, torch.arange(seen, seen + input_ids.shape[1]))
+        return self.embed_positions(input_ids, position_ids=cache_position)
 """,
         ),
         Case(
@@ -109,6 +128,11 @@ class CaseModel:
         for line in statements(function):
             bound = assignment(line)
             if bound is not None and code(bound[0]) == POSITIONS and _counts(bound[1]):
+                edits.append(Edit(bound[1], expression(f"{OWN}({packing_name(function)}, COUNTED)", COUNTED=bound[1])))
+        handed = counted_here(function)
+        for line in every_statement(function.body) if handed else ():
+            bound = assignment(line)
+            if bound is not None and code(bound[0]) in handed and _counts(bound[1]):
                 edits.append(Edit(bound[1], expression(f"{OWN}({packing_name(function)}, COUNTED)", COUNTED=bound[1])))
         for call in find(function.body, cst.Call):
             if self._counts_inside(site, call):
