@@ -12,9 +12,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from codegen.diagnostics import InputError, MissingSourceError, SourceError, Span, damaged
+
+if TYPE_CHECKING:
+    from codegen.discovery import Family
+    from codegen.emit.manifest import Own
 
 PACKAGE = "transformers"
 
@@ -62,6 +66,20 @@ class Release:
 
     version: str
     _reader: _Reader = field(repr=False)
+
+    @property
+    def package(self) -> str:
+        """The package that its modules are imported from."""
+        return PACKAGE
+
+    @property
+    def families(self) -> tuple[Family, ...] | None:
+        """The families it has, where no mapping lists them."""
+        return None
+
+    def record(self, out: Path) -> Own | None:
+        """Where it is, seen from the tree ``out``, for a source that is no release of upstream's."""
+        return None
 
     def text(self, path: str) -> str:
         """The file's text. Raises SourceError when it cannot be read, MissingSourceError when it is not there."""

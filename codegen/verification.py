@@ -15,6 +15,7 @@ from codegen.presentation import ERR, OUT
 from codegen.review import coverage_rows
 
 if TYPE_CHECKING:
+    from codegen.own.source import OwnSource
     from runtime.verify.results import FamilyResult
     from runtime.verify.targets import Target
 
@@ -32,9 +33,10 @@ def run_verification(
     record: bool,
     out: Path,
     as_json: bool,
+    own: OwnSource | None = None,
 ) -> bool:
-    """Whether every family passed; no families are all that were generated, no stages all of the target's. The runtime
-    is imported here and nowhere else in the compiler."""
+    """Whether every family passed; no families are all that were generated, no stages all of the target's. ``own`` is
+    where the models of a package of the user's are. The runtime is imported here and nowhere else in the compiler."""
     from runtime.verify.report import Reporter, summary, table
     from runtime.verify.results import to_json
     from runtime.verify.run import requests_for
@@ -50,16 +52,18 @@ def run_verification(
     wanted = list(families) or generated
     if not wanted:
         raise InputError(f"{out} holds no generated family for {target_name}; run regraft generate")
+    switches = None
+    if own is not None:
+        target = _of_package(target, own, out)
+        switches = _switches(remembered, target_name)
     try:
-        requests_for(wanted, stages, cases, seed, target=target)
+        requests_for(wanted, stages, cases, seed, switches, target)
     except ValueError as error:
         raise InputError(str(error)) from None
     if record and (cases not in ((), (DEFAULT,)) or (stages and set(stages) != set(target.stages))):
         raise InputError("only a run of all stages, and of all cases or the default one, can be recorded")
     with Reporter(ERR, len(wanted)) as reporter:
-        results = verify_families(
-            wanted, stages, jobs, cases, seed, time_limit=time_limit, on_event=reporter, target=target
-        )
+        results = verify_families(wanted, stages, jobs, cases, seed, switches, time_limit, reporter, target)
     if as_json:
         sys.stdout.write(to_json(results))
     else:
@@ -68,6 +72,25 @@ def run_verification(
     if record:
         _record(results, target, DEFAULT if cases else ALL, out)
     return all(r.status.value == "passed" for r in results)
+
+
+def _of_package(target: Target, own: OwnSource, out: Path) -> Target:
+    """The target, verified with models of the user's: every process loads them first."""
+    from runtime.verify.own_models import OwnModel, OwnPackage, verified_by
+
+    models = tuple(OwnModel(f.model_type, f.path.removesuffix(".py"), f.head) for f in own.families)
+    loader = own.imported_as.loader.value
+    package = OwnPackage(str(out.resolve()), str(own.folder.resolve()), own.package, loader, models)
+    try:
+        return verified_by(target, package)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+
+
+def _switches(remembered: manifest.Manifest | None, target: str) -> dict[str, tuple[str, ...]]:
+    """The configuration fields that each family's code branches on."""
+    entries = [] if remembered is None else [e for (name, _), e in remembered.entries.items() if name == target]
+    return {family.model_type: e.compiled.switches for e in entries for family in e.compiled.generated}
 
 
 def _outputs(remembered: manifest.Manifest, target: str) -> dict[str, str]:
@@ -95,7 +118,7 @@ def _record(results: Sequence[FamilyResult], target: Target, scope: str, out: Pa
         del mine[gone]
     text = verified.render("regraft verify --all --record --target TARGET", records)
     store.commit(out, store.plan(out, {verified.NAME: text}, ()))
-    page = coverage.render(remembered.version, coverage_rows(out))
+    page = coverage.render(remembered.version, coverage_rows(out), remembered.own)
     store.commit(out, store.plan(out, {coverage_name(): page}, ()))
 
 
