@@ -124,9 +124,7 @@ class TarnAttention(nn.Module):
         # Queries, keys and values in one product.
         self.query_size = config.num_attention_heads * self.head_dim
         self.key_size = config.num_key_value_heads * self.head_dim
-        self.qkv_proj = nn.Linear(
-            config.hidden_size, self.query_size + 2 * self.key_size, bias=config.attention_bias
-        )
+        self.qkv_proj = nn.Linear(config.hidden_size, self.query_size + 2 * self.key_size, bias=config.attention_bias)
         self.o_proj = nn.Linear(self.query_size, config.hidden_size, bias=config.attention_bias)
         self.q_norm = TarnRMSNorm(self.head_dim, eps=config.rms_norm_eps)
         self.k_norm = TarnRMSNorm(self.head_dim, eps=config.rms_norm_eps)
