@@ -265,7 +265,7 @@ def test_unusable_places(folder: Path, tmp_path: Path) -> None:
         (("--out", foreign), "holds files that regraft did not write (mine.py)"),
         (("--out", folder), "did not write"),
         (("--out", tmp_path / "not-a-name"), "is no name of a Python package"),
-        (("--out", folder / CONFIG), "is no name of a Python package"),
+        (("--out", folder / CONFIG), "Not a directory"),
         ((), "--from needs --out"),
     ):
         done = regraft(*generate, *arguments)

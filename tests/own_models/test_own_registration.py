@@ -113,12 +113,12 @@ def test_code_of_another_text_has_no_variants(tmp_path: Path) -> None:
     runtime.register(_generated(folder, tmp_path / "variants_b"))
     edited(("scaling=self.scaling", "scaling=self.scaling * 2"))(folder)
     model = _model(folder)
-    with pytest.raises(UnsupportedFamilyError, match="is another text.*regraft generate --out"):
+    with pytest.raises(UnsupportedFamilyError, match=r"is another text.*regraft generate --out"):
         QEFFAutoModelForCausalLM(model)
     with pytest.raises(PatchError, match="is not of the code that variants_b was generated from"):
         patch_for_training(model, use_rmpad=True)
     runtime.unregister("variants_b")
-    with pytest.raises(RegistrationError, match="variants_b is stale: .*modeling_tarn.py has changed since"):
+    with pytest.raises(RegistrationError, match=r"variants_b is stale: .*modeling_tarn.py has changed since"):
         runtime.register("variants_b")
     with pytest.raises(UnsupportedFamilyError, match="not among"):
         QEFFAutoModelForCausalLM(model)
@@ -157,7 +157,7 @@ def test_what_cannot_be_registered(tmp_path: Path) -> None:
         runtime.register(_generated(folder, tmp_path / "variants_f"))
     with pytest.raises(RegistrationError, match="variants_x cannot be imported"):
         runtime.register("variants_x")
-    with pytest.raises(RegistrationError, match="generated .* is not a package that"):
+    with pytest.raises(RegistrationError, match=r"generated .* is not a package that"):
         runtime.register("generated")
     with pytest.raises(RegistrationError, match="variants_f is not registered; registered: variants_e"):
         runtime.unregister("variants_f")
@@ -166,6 +166,7 @@ def test_what_cannot_be_registered(tmp_path: Path) -> None:
     del sys.modules["variants_f.qeff"]
     with pytest.raises(RegistrationError, match="'llama' is one of regraft's own"):
         runtime.register("variants_f")
+    runtime.unregister("variants_e")
     elsewhere = own.importable(tmp_path / "elsewhere", "acme_elsewhere")
     with pytest.raises(
         RegistrationError, match=r"of acme_elsewhere.models.tarn.modeling_tarn, which cannot be imported"
