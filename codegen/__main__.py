@@ -14,17 +14,15 @@ import typer
 
 from codegen import store
 from codegen.diagnostics import Diagnostic, InputError, Refused
-from codegen.emit import manifest
 from codegen.generation import FileState, Tree, build
+from codegen.own.choice import SHIPPED, chosen_source, own_source
 from codegen.presentation import progress, say, warn
-from codegen.source import Release, open_release
+from codegen.source import Release
 from codegen.targets import TARGETS
 
 if TYPE_CHECKING:
     from codegen.drift import Report
-    from codegen.own.source import OwnSource
 
-ROOT = Path(__file__).parent.parent / "generated"
 FRESH, DIFFERENT, UNUSABLE = 0, 1, 2
 
 app = typer.Typer(
@@ -63,7 +61,7 @@ CPUS = os.cpu_count() or 1
 def generate(
     families: Families = None,
     source: Source = None,
-    out: Out = ROOT,
+    out: Out = SHIPPED,
     jobs: Jobs = CPUS,
     as_json: Json = False,
     discard_edits: Annotated[bool, typer.Option(help="Overwrite files that were edited by hand.")] = False,
@@ -73,7 +71,7 @@ def generate(
     ] = None,
 ) -> None:
     """Compile families and write what changed, all of it or nothing."""
-    release = _source(source, own, module, out)
+    release = chosen_source(source, own, module, out)
     with progress("compiling", quiet=as_json) as bar:
         tree = build(release, out, families or (), jobs, bar.planned, lambda c: bar.done(c.stem))
     if tree.own is not None:
@@ -118,7 +116,7 @@ def generate(
 @app.command()
 def check(
     source: Source = None,
-    out: Out = ROOT,
+    out: Out = SHIPPED,
     jobs: Jobs = CPUS,
     as_json: Json = False,
     cold: Annotated[bool, typer.Option(help="Compile everything again, whatever the manifest says.")] = False,
@@ -126,7 +124,7 @@ def check(
 ) -> None:
     """Compare the generated tree with what the compiler would write: fresh, stale, missing, orphaned, hand-edited."""
     with progress("checking", quiet=as_json) as bar:
-        release = _source(source, own, None, out)
+        release = chosen_source(source, own, None, out)
         tree = build(release, out, (), jobs, bar.planned, lambda c: bar.done(c.stem), trust_manifest=not cold)
     refused = tree.newly_refused()
     different = {path: state for path, state in tree.states.items() if state is not FileState.FRESH}
@@ -140,7 +138,7 @@ def check(
         for path, state in different.items():
             warn(f"{state.value}: {path}")
             show_diff(out / path, tree.files.get(path, ""), path)
-        say("run: regraft generate" + (f" --out {out}" if out != ROOT else ""))
+        say("run: regraft generate" + (f" --out {out}" if out != SHIPPED else ""))
     _tell_refusals(refused)
     raise typer.Exit(DIFFERENT if different or refused else FRESH)
 
@@ -152,7 +150,7 @@ def diff(
     """Upstream's classes against their variants, as a unified diff."""
     from codegen.review import class_diffs
 
-    diffs = class_diffs(_source(source, own), family, target)
+    diffs = class_diffs(chosen_source(source, own), family, target)
     if as_json:
         _print_json(dict(diffs))
         return
@@ -168,7 +166,7 @@ def inspect(
     """What was recognized, with its evidence, and what each rule does to each class."""
     from codegen.review import inspection
 
-    facts = inspection(_source(source, own), family, target)
+    facts = inspection(chosen_source(source, own), family, target)
     if as_json:
         _print_json(facts.as_dict())
     else:
@@ -182,13 +180,13 @@ def inspect(
 def explain(
     place: Annotated[str, typer.Argument(help="A generated file, or FILE:LINE.", metavar="FILE[:LINE]")],
     source: Source = None,
-    out: Out = ROOT,
+    out: Out = SHIPPED,
     as_json: Json = False,
 ) -> None:
     """Which rules and which upstream lines made a generated file, or one of its lines."""
     from codegen.review import explanations
 
-    found = explanations(_source(source, None, None, out), place, out)
+    found = explanations(chosen_source(source, None, None, out), place, out)
     if as_json:
         _print_json([e.as_dict() for e in found])
         return
@@ -214,7 +212,7 @@ def verify(
     seed: Annotated[int, typer.Option(help="Of the random weights and prompts.")] = 0,
     time_limit: Annotated[float, typer.Option(help="Seconds per family.")] = 900.0,
     record: Annotated[bool, typer.Option(help="Record the results in VERIFIED.toml and COVERAGE.md.")] = False,
-    out: Out = ROOT,
+    out: Out = SHIPPED,
     as_json: Json = False,
     own: From = None,
 ) -> None:
@@ -222,7 +220,7 @@ def verify(
     and gradients one sequence at a time (rmpad)."""
     from codegen.verification import run_verification
 
-    models = _own_source(None, own, None, out)
+    models = own_source(None, own, None, out)
     if bool(families) == every and (families or models is None):
         raise InputError("name families, or pass --all")
     passed = run_verification(
@@ -242,7 +240,7 @@ def verify(
 
 
 @app.command()
-def coverage(out: Out = ROOT, as_json: Json = False) -> None:
+def coverage(out: Out = SHIPPED, as_json: Json = False) -> None:
     """Every type of upstream's mapping: verified, generated, or refused with the reason."""
     from codegen.review import coverage_rows
 
@@ -276,7 +274,7 @@ def rules(
 def drift(
     before: Annotated[str, typer.Argument(help=ENDPOINT, metavar="FROM")],
     after: Annotated[str, typer.Argument(help=ENDPOINT, metavar="TO")],
-    out: Out = ROOT,
+    out: Out = SHIPPED,
     jobs: Jobs = CPUS,
     as_json: Json = False,
     as_markdown: Markdown = False,
@@ -308,7 +306,7 @@ def bump(
         str | None, typer.Option(help="The release of the tree, if it cannot be downloaded: a wheel file or a folder.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Report, and write nothing.")] = False,
-    out: Out = ROOT,
+    out: Out = SHIPPED,
     jobs: Jobs = CPUS,
     as_json: Json = False,
     as_markdown: Markdown = False,
@@ -342,24 +340,6 @@ def bump(
             if commands:
                 say_beside("install that release, then run:\n" + "\n".join(f"  {line}" for line in commands))
     raise typer.Exit(DIFFERENT if found.differs else FRESH)
-
-
-def _source(source: Path | None, own: Path | None, module: str | None = None, out: Path | None = None) -> Release:
-    """Upstream's release or, where one is named or ``out`` was made from one, a folder of the user's."""
-    return _own_source(source, own, module, out) or open_release(source)
-
-
-def _own_source(source: Path | None, own: Path | None, module: str | None, out: Path | None) -> OwnSource | None:
-    written = None if out is None or out == ROOT else manifest.read(out / manifest.NAME)
-    if own is None and (written is None or written.own is None):
-        if module is not None:
-            raise InputError("--module goes with --from")
-        return None
-    if out == ROOT:
-        raise InputError("--from needs --out, the package that its variants are written to")
-    from codegen.own.source import open_source
-
-    return open_source(open_release(source), own, module, out if written is not None else None)
 
 
 def _tree(release: Release, out: Path, jobs: int, quiet: bool) -> Tree:

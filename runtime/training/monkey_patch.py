@@ -14,10 +14,10 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from runtime import own_variants
 from runtime.training import swapping
 from runtime.training.diagnostics import PatchError, call, listed, nearest, warn
 from runtime.training.features import KEYWORDS
+from runtime.training.packaged import PackagedPatches
 from runtime.training.patch_functions import Patch, Registered
 from runtime.training.patching import PatchReport, PatchReports, undo_everything, undo_model
 
@@ -62,8 +62,7 @@ class MonkeyPatcher(Mapping[str, Mapping[str, Patch]]):
     def __init__(self, index: str | None = None, strict: bool = False, target: str | None = None) -> None:
         self.strict = strict
         self._index_name = index
-        self._target = target
-        self._packaged: dict[str, dict[str, dict[str, Registered]]] = {}  # by generated module, type and patch type
+        self._packaged = PackagedPatches(target)
         self._own: dict[str, dict[str, Registered]] = {}
         self._generated: dict[str, dict[str, Registered]] = {}
         self._silent_instances: WeakKeyDictionary[nn.Module, list[str]] = WeakKeyDictionary()
@@ -192,9 +191,7 @@ class MonkeyPatcher(Mapping[str, Mapping[str, Patch]]):
     def patches(self, model_type: str, model: nn.Module | None = None) -> Mapping[str, Patch]:
         """Patch type -> function. The model decides where a type's code is loaded in several versions.
 
-        Raises:
-            KeyError: nothing is registered for the type.
-            PatchError: its variants cannot be imported, or are not of the model's code.
+        Raises KeyError: nothing is registered for the type; PatchError: its variants are not of the model's code.
         """
         found = self._of(model_type, model)
         if not found:
@@ -239,9 +236,7 @@ class MonkeyPatcher(Mapping[str, Mapping[str, Patch]]):
     # -- registering
 
     def _add(self, model_type: str, patch_type: str, new: Registered) -> None:
-        if self._target is not None and own_variants.is_ours(new.name):
-            patches = self._packaged.setdefault(new.function.__module__, {})
-            patches.setdefault(model_type, {})[patch_type] = new
+        if self._packaged.add(model_type, patch_type, new):
             return
         is_generated = new.name.startswith(f"{self._index_name}.")
         layer = self._generated if is_generated else self._own
@@ -264,8 +259,7 @@ class MonkeyPatcher(Mapping[str, Mapping[str, Patch]]):
 
     @property
     def _families(self) -> Mapping[str, str]:
-        own = {} if self._target is None else own_variants.families(self._target)
-        return {**self._index("FAMILIES"), **own}
+        return {**self._index("FAMILIES"), **self._packaged.families}
 
     def _index(self, attribute: str) -> Mapping[str, str]:
         if self._index_name is None:
@@ -281,7 +275,7 @@ class MonkeyPatcher(Mapping[str, Mapping[str, Patch]]):
 
     def _of(self, model_type: str, model: nn.Module | None = None) -> dict[str, Registered]:
         """All patches of a type by patch type, the user's first; imports the generated family."""
-        packaged = self._of_package(model_type, model)
+        packaged = self._packaged.of(model_type, model)
         if packaged is not None:
             return {**packaged, **self._own.get(model_type, {})}
         if model_type not in self._generated and model_type in self._families:
@@ -294,21 +288,6 @@ class MonkeyPatcher(Mapping[str, Mapping[str, Patch]]):
                 raise PatchError(f"{module} registers nothing for {model_type!r}, though the index says so")
         return {**self._generated.get(model_type, {}), **self._own.get(model_type, {})}
 
-    def _of_package(self, model_type: str, model: nn.Module | None) -> dict[str, Registered] | None:
-        """The patches that a registered package has for the model's code, or for that of the type."""
-        if self._target is None:
-            return None
-        classes = [] if model is None else [swapping.upstream_class(module) for module in model.modules()]
-        # An error tells of the first: the model's own class, not one around it.
-        classes.sort(key=lambda cls: getattr(getattr(cls, "config_class", None), "model_type", None) != model_type)
-        try:
-            module = own_variants.variants_of_type(self._target, model_type, classes)
-        except own_variants.OtherTextError as error:
-            raise PatchError(str(error)) from error
-        except ImportError as error:
-            raise PatchError(f"the variants of {model_type!r} cannot be imported: {error}") from error
-        return None if module is None else self._packaged.get(module.__name__, {}).get(model_type, {})
-
     def _find(self, model_type: str, patch_types: Sequence[str], model: nn.Module | None = None) -> list[Registered]:
         if not isinstance(model_type, str) or not model_type:
             raise PatchError(f"a model type is needed, found {model_type!r}")
@@ -317,9 +296,7 @@ class MonkeyPatcher(Mapping[str, Mapping[str, Patch]]):
         unknown = [patch_type for patch_type in patch_types if patch_type not in found]
         if not unknown:
             return [found[patch_type] for patch_type in patch_types]
-        refused = self._index("REFUSED").get(model_type)
-        if refused is None and self._target is not None:
-            refused = own_variants.refused(self._target).get(model_type)
+        refused = self._index("REFUSED").get(model_type) or self._packaged.refused(model_type)
         if refused is not None:
             raise RefusedFamilyError(model_type, refused)
         if not found:
@@ -385,7 +362,7 @@ class MonkeyPatcher(Mapping[str, Mapping[str, Patch]]):
 
     def _check_keywords(self, patches: Sequence[Registered], kwargs: Mapping[str, Any]) -> None:
         known = {_MODEL, *KEYWORDS}
-        for layer in (self._own, self._generated, *self._packaged.values()):
+        for layer in (self._own, self._generated, *self._packaged.layers):
             known |= {name for registered in layer.values() for patch in registered.values() for name in patch.names}
         anything = [patch.name for patch in patches if patch.takes_any]
         for keyword in sorted(kwargs.keys() - known):
