@@ -26,6 +26,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 generate: install
 	$(BIN)/regraft generate --jobs $(JOBS)
+	$(BIN)/regraft generate --out examples/own_model/tarn_variants
 
 verify: install
 	$(BIN)/regraft verify $(REPRESENTATIVE) --cases default --jobs $(JOBS)
@@ -38,6 +39,7 @@ lint: install
 
 test: lint
 	$(BIN)/regraft check
+	$(BIN)/regraft check --out examples/own_model/tarn_variants
 	$(BIN)/pytest -n $(JOBS)
 
 verify-all: install

@@ -15,14 +15,14 @@ import typer
 from codegen import store
 from codegen.diagnostics import Diagnostic, InputError, Refused
 from codegen.generation import FileState, Tree, build
+from codegen.own.choice import SHIPPED, chosen_source, own_source
 from codegen.presentation import progress, say, warn
-from codegen.source import Release, open_release
+from codegen.source import Release
 from codegen.targets import TARGETS
 
 if TYPE_CHECKING:
     from codegen.drift import Report
 
-ROOT = Path(__file__).parent.parent / "generated"
 FRESH, DIFFERENT, UNUSABLE = 0, 1, 2
 
 app = typer.Typer(
@@ -41,6 +41,12 @@ Source = Annotated[
     Path | None, typer.Option(help="A wheel file or a folder with upstream's source, instead of the installed one.")
 ]
 Out = Annotated[Path, typer.Option(help="The generated tree.")]
+From = Annotated[
+    Path | None,
+    typer.Option(
+        "--from", help="A folder of yours with modeling_<name>.py, instead of upstream; see docs/own_models.md."
+    ),
+]
 Jobs = Annotated[int, typer.Option(min=1, help="Processes.")]
 Json = Annotated[bool, typer.Option("--json", help="Write one JSON document to standard output, nothing else.")]
 TargetName = Annotated[str, typer.Option(help="The set of variants.")]
@@ -55,14 +61,23 @@ CPUS = os.cpu_count() or 1
 def generate(
     families: Families = None,
     source: Source = None,
-    out: Out = ROOT,
+    out: Out = SHIPPED,
     jobs: Jobs = CPUS,
     as_json: Json = False,
     discard_edits: Annotated[bool, typer.Option(help="Overwrite files that were edited by hand.")] = False,
+    own: From = None,
+    module: Annotated[
+        str | None, typer.Option(help="With --from: the dotted name of its package, if that cannot be seen.")
+    ] = None,
 ) -> None:
     """Compile families and write what changed, all of it or nothing."""
+    release = chosen_source(source, own, module, out)
     with progress("compiling", quiet=as_json) as bar:
-        tree = build(open_release(source), out, families or (), jobs, bar.planned, lambda c: bar.done(c.stem))
+        tree = build(release, out, families or (), jobs, bar.planned, lambda c: bar.done(c.stem))
+    if tree.own is not None:
+        from codegen.own.source import check_place
+
+        check_place(out, tree.written, frozenset(tree.files))
     edited = tree.in_state(FileState.HAND_EDITED)
     if edited and not discard_edits:
         raise InputError(
@@ -72,6 +87,7 @@ def generate(
     changes = store.plan(out, tree.files, tree.owned)
     store.commit(out, changes)
     refused = tree.newly_refused()
+    found = [] if release.families is None else [f"{f.model_type}: {f.head} in {f.path}" for f in release.families]
     report = {
         "upstream": tree.version,
         "created": list(changes.created),
@@ -86,6 +102,8 @@ def generate(
     if as_json:
         _print_json(report)
     else:
+        for line in found:
+            say(f"{line}; its classes are of {release.package}")
         say(
             f"transformers {tree.version}: {report['generated']} families generated, {report['refused']} refused;"
             f" {len(changes.created)} files created, {len(changes.updated)} updated, {len(changes.orphaned)} removed,"
@@ -98,14 +116,15 @@ def generate(
 @app.command()
 def check(
     source: Source = None,
-    out: Out = ROOT,
+    out: Out = SHIPPED,
     jobs: Jobs = CPUS,
     as_json: Json = False,
     cold: Annotated[bool, typer.Option(help="Compile everything again, whatever the manifest says.")] = False,
+    own: From = None,
 ) -> None:
     """Compare the generated tree with what the compiler would write: fresh, stale, missing, orphaned, hand-edited."""
     with progress("checking", quiet=as_json) as bar:
-        release = open_release(source)
+        release = chosen_source(source, own, None, out)
         tree = build(release, out, (), jobs, bar.planned, lambda c: bar.done(c.stem), trust_manifest=not cold)
     refused = tree.newly_refused()
     different = {path: state for path, state in tree.states.items() if state is not FileState.FRESH}
@@ -119,17 +138,19 @@ def check(
         for path, state in different.items():
             warn(f"{state.value}: {path}")
             show_diff(out / path, tree.files.get(path, ""), path)
-        say("run: regraft generate")
+        say("run: regraft generate" + (f" --out {out}" if out != SHIPPED else ""))
     _tell_refusals(refused)
     raise typer.Exit(DIFFERENT if different or refused else FRESH)
 
 
 @app.command()
-def diff(family: OneFamily, source: Source = None, target: TargetName = "qeff", as_json: Json = False) -> None:
+def diff(
+    family: OneFamily, source: Source = None, target: TargetName = "qeff", as_json: Json = False, own: From = None
+) -> None:
     """Upstream's classes against their variants, as a unified diff."""
     from codegen.review import class_diffs
 
-    diffs = class_diffs(open_release(source), family, target)
+    diffs = class_diffs(chosen_source(source, own), family, target)
     if as_json:
         _print_json(dict(diffs))
         return
@@ -139,11 +160,13 @@ def diff(family: OneFamily, source: Source = None, target: TargetName = "qeff", 
 
 
 @app.command()
-def inspect(family: OneFamily, source: Source = None, target: TargetName = "qeff", as_json: Json = False) -> None:
+def inspect(
+    family: OneFamily, source: Source = None, target: TargetName = "qeff", as_json: Json = False, own: From = None
+) -> None:
     """What was recognized, with its evidence, and what each rule does to each class."""
     from codegen.review import inspection
 
-    facts = inspection(open_release(source), family, target)
+    facts = inspection(chosen_source(source, own), family, target)
     if as_json:
         _print_json(facts.as_dict())
     else:
@@ -157,13 +180,13 @@ def inspect(family: OneFamily, source: Source = None, target: TargetName = "qeff
 def explain(
     place: Annotated[str, typer.Argument(help="A generated file, or FILE:LINE.", metavar="FILE[:LINE]")],
     source: Source = None,
-    out: Out = ROOT,
+    out: Out = SHIPPED,
     as_json: Json = False,
 ) -> None:
     """Which rules and which upstream lines made a generated file, or one of its lines."""
     from codegen.review import explanations
 
-    found = explanations(open_release(source), place, out)
+    found = explanations(chosen_source(source, None, None, out), place, out)
     if as_json:
         _print_json([e.as_dict() for e in found])
         return
@@ -189,14 +212,16 @@ def verify(
     seed: Annotated[int, typer.Option(help="Of the random weights and prompts.")] = 0,
     time_limit: Annotated[float, typer.Option(help="Seconds per family.")] = 900.0,
     record: Annotated[bool, typer.Option(help="Record the results in VERIFIED.toml and COVERAGE.md.")] = False,
-    out: Out = ROOT,
+    out: Out = SHIPPED,
     as_json: Json = False,
+    own: From = None,
 ) -> None:
     """Compare variants with unmodified upstream: logits and tokens in torch and ONNX Runtime (qeff), or logits, losses
     and gradients one sequence at a time (rmpad)."""
     from codegen.verification import run_verification
 
-    if bool(families) == every:
+    models = own_source(None, own, None, out)
+    if bool(families) == every and (families or models is None):
         raise InputError("name families, or pass --all")
     verified = run_verification(
         target,
@@ -208,13 +233,14 @@ def verify(
         seed,
         time_limit,
         record,
+        models,
     )
     verified.show(as_json)
     raise typer.Exit(FRESH if verified.passed else DIFFERENT)
 
 
 @app.command()
-def coverage(out: Out = ROOT, as_json: Json = False) -> None:
+def coverage(out: Out = SHIPPED, as_json: Json = False) -> None:
     """Every type of upstream's mapping: verified, generated, or refused with the reason."""
     from codegen.review import coverage_rows
 
@@ -248,7 +274,7 @@ def rules(
 def drift(
     before: Annotated[str, typer.Argument(help=ENDPOINT, metavar="FROM")],
     after: Annotated[str, typer.Argument(help=ENDPOINT, metavar="TO")],
-    out: Out = ROOT,
+    out: Out = SHIPPED,
     jobs: Jobs = CPUS,
     as_json: Json = False,
     as_markdown: Markdown = False,
@@ -283,7 +309,7 @@ def bump(
     verify: Annotated[
         bool, typer.Option("--verify", help="Then verify what changed and record it; needs that release installed.")
     ] = False,
-    out: Out = ROOT,
+    out: Out = SHIPPED,
     jobs: Jobs = CPUS,
     as_json: Json = False,
     as_markdown: Markdown = False,

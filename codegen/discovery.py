@@ -24,7 +24,10 @@ class Family:
 
 
 def discover(release: Release) -> tuple[Family, ...]:
-    """Every type of the mapping, in name order. Raises InputError when the mapping is not where it is known to be."""
+    """Every type of the mapping, or those of a source without one, in name order. Raises InputError when the mapping is
+    not where it is known to be."""
+    if release.families is not None:
+        return release.families
     pairs = _pairs(release, MAPPING_FILE, MAPPING_NAME)
     if not pairs:
         raise InputError(f"{MAPPING_FILE} of {release.version}: no pairs in {MAPPING_NAME}")

@@ -21,7 +21,7 @@ from codegen.ir import FamilyIR
 from codegen.recognize.family import recognize
 from codegen.recognize.switches import config_reads, config_switches
 from codegen.shared import shared_functions
-from codegen.source import Release
+from codegen.source import PACKAGE, Release
 from codegen.targets import TARGETS
 from codegen.targets.base import Target
 from codegen.upstream import UpstreamModule
@@ -34,7 +34,7 @@ CAUSAL = "is_causal"
 
 Helpers = Mapping[str, tuple[str, ...]]  # imported function -> fields it reads of a config given to it whole
 Heads = tuple[tuple[str, str], ...]  # (model type, head class)
-Work = tuple[str, str, tuple[Family, ...], tuple[str, ...], Helpers]  # arguments of `compile_text`
+Work = tuple[str, str, tuple[Family, ...], tuple[str, ...], Helpers, str]  # arguments of `_guarded`
 
 
 def mask_helpers(release: Release) -> Helpers:
@@ -97,7 +97,7 @@ def compile_files(
     for path, members in by_path.items():
         targets = tuple(dict.fromkeys(target for family in members for target in wanted[family]))
         try:
-            work.append((release.text(path), path, tuple(members), targets, helpers))
+            work.append((release.text(path), path, tuple(members), targets, helpers, release.package))
         except SourceError as error:
             for target in targets:
                 results.append(Compiled(path, target, (), tuple((f, (error.diagnostic,)) for f in members)))
@@ -155,11 +155,11 @@ def without_cycles() -> Iterator[None]:
 
 
 def _guarded(
-    text: str, path: str, families: tuple[Family, ...], targets: tuple[str, ...], helpers: Helpers
+    text: str, path: str, families: tuple[Family, ...], targets: tuple[str, ...], helpers: Helpers, package: str
 ) -> tuple[Compiled, ...]:
     """One file for all targets, with an error of the compiler turned into a refusal of the families at hand."""
     try:
-        module = UpstreamModule(path, text)
+        module = UpstreamModule(path, text, package)
     except Refused as error:
         return tuple(Compiled(path, t, (), tuple((f, error.diagnostics) for f in families)) for t in targets)
     except Exception as error:
@@ -222,11 +222,16 @@ def _failed(path: str, families: tuple[Family, ...], target_name: str, error: Ex
 
 
 def compile_text(
-    text: str, path: str, families: tuple[Family, ...], target_name: str, helpers: Helpers = MappingProxyType({})
+    text: str,
+    path: str,
+    families: tuple[Family, ...],
+    target_name: str,
+    helpers: Helpers = MappingProxyType({}),
+    package: str = PACKAGE,
 ) -> Compiled:
     """One upstream file: heads that can be derived go into one text; the others carry their diagnostics."""
     try:
-        module = UpstreamModule(path, text)
+        module = UpstreamModule(path, text, package)
     except Refused as error:
         return Compiled(path, target_name, (), tuple((f, error.diagnostics) for f in families))
     return _compile(_Facts(module), families, TARGETS[target_name], helpers)

@@ -17,6 +17,11 @@ from codegen.source import Release
 from codegen.targets import TARGETS
 
 UNREADABLE = ""  # instead of the digest of an upstream file
+OWN_TEXT = '''"""Variants of this project's own models, derived by regraft. Do not edit.
+
+``runtime.register`` with this package's name makes them known. See MANIFEST.toml and COVERAGE.md.
+"""
+'''
 PACKAGE_TEXT = '"""Variants that regraft derived from upstream; see MANIFEST.toml and COVERAGE.md. Do not edit."""\n'
 
 
@@ -39,6 +44,12 @@ class Tree:
     states: Mapping[str, FileState]
     before: manifest.Manifest | None
     damaged: tuple[Compiled, ...] = ()  # what came of damaged upstream files, also where an older text stays
+    own: manifest.Own | None = None  # where the source is, for a package of the user's
+
+    @property
+    def written(self) -> frozenset[str]:
+        """Paths that earlier runs wrote."""
+        return frozenset() if self.before is None else frozenset({*_written(self.before), *_UNCHECKED})
 
     @property
     def owned(self) -> frozenset[str]:
@@ -49,8 +60,13 @@ class Tree:
         return [path for path, s in self.states.items() if s is state]
 
     def newly_refused(self) -> list[tuple[str, Diagnostic]]:
-        """Families that the last generation had and this one refuses, and those of damaged files; each with why."""
+        """Families that the last generation had and this one refuses, and those of damaged files; each with why. Of a
+        package of the user's: those that the last generation did not refuse."""
         entries = self.before.entries.values() if self.before is not None else ()
+        if self.own is not None:
+            known = {(e.compiled.target, f.model_type) for e in entries for f, _ in e.compiled.refused}
+            every = [(c.target, f.model_type, d) for c in self.compiled for f, d in c.refused]
+            return sorted({(name, d[0]) for target, name, d in every if (target, name) not in known})
         had = {(e.compiled.target, f.model_type) for e in entries for f in e.compiled.generated}
         gone = [(f.model_type, d[0]) for c in self.compiled for f, d in c.refused if (c.target, f.model_type) in had]
         hurt = [(f.model_type, d[0]) for c in self.damaged for f, d in c.refused if d[0].rule == SOURCE]
@@ -90,6 +106,10 @@ def build(
     families = discover(release)
     chosen = {f.path for f in select(families, names)}
     past = _Past(root, manifest.read(root / manifest.NAME), manifest.compiler_digest())
+    own = release.record(root)
+    if past.written is not None and (past.written.own is None) != (own is None):
+        whose = "an upstream release" if own is not None else "your own models"
+        raise InputError(f"{root} holds variants of {whose}; name another folder with --out")
     by_path: dict[str, list[Family]] = {}
     for family in families:
         by_path.setdefault(family.path, []).append(family)
@@ -127,9 +147,9 @@ def build(
     sources |= {entry.compiled.path: entry.source for entry in kept}
     # what an older compiler wrote and stays makes the whole tree one that is not this compiler's
     compiler = past.compiler if past.is_current_compiler or not kept else ""
-    files = _render(root, release.version, compiler, compiled, sources, behind)
+    files = _render(root, release.version, compiler, compiled, sources, behind, own)
     states = _states(root, files, past.written)
-    return Tree(release.version, files, tuple(compiled), reused, states, past.written, tuple(damaged))
+    return Tree(release.version, files, tuple(compiled), reused, states, past.written, tuple(damaged), own)
 
 
 @dataclass(frozen=True)
@@ -201,8 +221,9 @@ def _render(
     compiled: Sequence[Compiled],
     sources: Mapping[str, str],
     behind: Mapping[tuple[str, str], str],
+    own: manifest.Own | None,
 ) -> dict[str, str]:
-    files = {"__init__.py": PACKAGE_TEXT}
+    files = {"__init__.py": PACKAGE_TEXT if own is None else OWN_TEXT}
     for one in compiled:
         if one.text is not None:
             files[module_path(one)] = one.text
@@ -210,12 +231,12 @@ def _render(
     table = {}
     for target in TARGETS:
         mine = [c for c in compiled if c.target == target]
-        files[f"{target}/__init__.py"] = index(mine, target)
+        files[f"{target}/__init__.py"] = index(mine, target, own)
         digests = {c.path: manifest.digest(c.text) for c in mine if c.text is not None}
         table[target] = coverage.rows(mine, digests, records.get(target, {}))
     packages = {path: manifest.digest(text) for path, text in files.items() if path.endswith("__init__.py")}
-    files[coverage_name()] = coverage.render(version, table)
-    files[manifest.NAME] = manifest.render(version, compiler, compiled, sources, packages, behind)
+    files[coverage_name()] = coverage.render(version, table, own)
+    files[manifest.NAME] = manifest.render(version, compiler, compiled, sources, packages, behind, own)
     return files
 
 
@@ -223,10 +244,17 @@ def coverage_name() -> str:
     return "COVERAGE.md"
 
 
+_UNCHECKED = frozenset({coverage_name(), manifest.NAME, verified.NAME})
+"""Files of a tree that have no digest in its manifest."""
+
+
+def _written(before: manifest.Manifest) -> dict[str, str]:
+    """Digests of the texts that a manifest tells of, by path."""
+    return {module_path(e.compiled): e.output for e in before.entries.values() if e.output} | before.packages
+
+
 def _states(root: Path, files: Mapping[str, str], before: manifest.Manifest | None) -> dict[str, FileState]:
-    written: dict[str, str] = {}
-    if before is not None:
-        written = {module_path(e.compiled): e.output for e in before.entries.values() if e.output} | before.packages
+    written = {} if before is None else _written(before)
     states = {}
     for path in sorted({*files, *written}):
         now = _text(root / path)

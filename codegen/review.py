@@ -29,7 +29,7 @@ def class_diffs(release: Release, family: str, target: str) -> list[tuple[str, s
     """``(variant class, unified diff of the methods it overrides)``. Raises InputError when the family is refused."""
     found = _family(release, family)
     text = release.text(found.path)
-    compiled = compile_text(text, found.path, (found,), _target(target))
+    compiled = compile_text(text, found.path, (found,), _target(target), package=release.package)
     if compiled.text is None:
         raise InputError("\n".join(str(d) for _, diagnostics in compiled.refused for d in diagnostics))
     upstream, variant = ast.parse(text), ast.parse(compiled.text)
@@ -109,7 +109,7 @@ def inspection(release: Release, family: str, target: str) -> Inspection:
 
     found = _family(release, family)
     try:
-        module = UpstreamModule(found.path, release.text(found.path))
+        module = UpstreamModule(found.path, release.text(found.path), release.package)
         ir = recognize(module, ((found.model_type, found.head),))
     except Refused as error:
         return Inspection(family, found.head, found.path, refused=error.diagnostics)
@@ -171,7 +171,7 @@ def explanations(release: Release, place: str, root: Path) -> list[Explanation]:
     if entry is None:
         raise InputError(f"{name} is not a generated file of {root}")
     families = entry.compiled.generated
-    module = UpstreamModule(entry.compiled.path, release.text(entry.compiled.path))
+    module = UpstreamModule(entry.compiled.path, release.text(entry.compiled.path), release.package)
     target = TARGETS[entry.compiled.target]
     try:
         emitted = derive(module, recognize(module, tuple((f.model_type, f.head) for f in families)), target)

@@ -12,9 +12,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from codegen.diagnostics import InputError, MissingSourceError, SourceError, Span, damaged
+
+if TYPE_CHECKING:
+    from codegen.discovery import Family
+    from codegen.emit.manifest import Own
 
 PACKAGE = "transformers"
 
@@ -62,8 +66,22 @@ class Release:
 
     version: str
     _reader: _Reader = field(repr=False)
-    requirements: tuple[str, ...] = ()
+    requirements: tuple[str, ...] = field(default=(), kw_only=True)
     """What its metadata says it requires (PEP 508), none where it has no metadata."""
+
+    @property
+    def package(self) -> str:
+        """The package that its modules are imported from."""
+        return PACKAGE
+
+    @property
+    def families(self) -> tuple[Family, ...] | None:
+        """The families it has, where no mapping lists them."""
+        return None
+
+    def record(self, out: Path) -> Own | None:
+        """Where it is, seen from the tree ``out``, for a source that is no release of upstream's."""
+        return None
 
     def text(self, path: str) -> str:
         """The file's text. Raises SourceError when it cannot be read, MissingSourceError when it is not there."""
@@ -105,7 +123,7 @@ def installed() -> Release:
             f"{PACKAGE} is not installed here; pass --source with a wheel file or a folder that holds its source"
         )
     requirements = tuple(importlib.metadata.requires(PACKAGE) or ())
-    return Release(version, _Folder(Path(spec.origin).parent), requirements)
+    return Release(version, _Folder(Path(spec.origin).parent), requirements=requirements)
 
 
 def open_release(source: str | Path | None) -> Release:
@@ -122,12 +140,12 @@ def open_release(source: str | Path | None) -> Release:
         except (*_READ_ERRORS, StopIteration, UnicodeDecodeError) as error:
             raise InputError(f"{path} is not a readable wheel: {str(error) or 'no METADATA inside'}") from None
         version, requirements = _metadata(text, path)
-        return Release(version, _Wheel(archive), requirements)
+        return Release(version, _Wheel(archive), requirements=requirements)
     if path.is_dir():
         for root in (path, path / PACKAGE, path / "src" / PACKAGE):
             if (root / "models" / "auto" / "modeling_auto.py").is_file():
                 version, requirements = _folder_metadata(root)
-                return Release(version, _Folder(root), requirements)
+                return Release(version, _Folder(root), requirements=requirements)
         raise InputError(f"{path} holds no {PACKAGE} source (no models/auto/modeling_auto.py below it)")
     raise InputError(f"{path} does not exist")
 

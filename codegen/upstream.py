@@ -13,6 +13,7 @@ from libcst.metadata import CodeRange, MetadataWrapper, PositionProvider
 
 from codegen.definitions import Definitions, Text, Values, first_line
 from codegen.diagnostics import Refused, Span, damaged
+from codegen.source import PACKAGE
 from codegen.syntax import assignment, dotted, find, self_attribute, walk
 
 CROSS_FLAG = "is_cross_attention"
@@ -42,9 +43,10 @@ class Method:
 class UpstreamModule:
     """A parsed modeling file. ``path`` is relative to the package; positions are computed only when asked for."""
 
-    def __init__(self, path: str, text: str) -> None:
+    def __init__(self, path: str, text: str, package: str = PACKAGE) -> None:
         self.path = path
         self.text = text
+        self.package = package
         try:
             self.ast = python_ast.parse(text)
         except SyntaxError as error:
@@ -77,7 +79,12 @@ class UpstreamModule:
     @property
     def name(self) -> str:
         """Dotted module name, ``transformers.models.llama.modeling_llama``."""
-        return "transformers." + self.path.removesuffix(".py").replace("/", ".")
+        return f"{self.package}.{self.path.removesuffix('.py').replace('/', '.')}"
+
+    @property
+    def is_upstream(self) -> bool:
+        """Whether the file is one of upstream's, not of a package of the user's."""
+        return self.package == PACKAGE
 
     @property
     def stem(self) -> str:

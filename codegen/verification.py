@@ -20,6 +20,7 @@ from codegen.review import coverage_rows
 from codegen.source import PACKAGE, installed
 
 if TYPE_CHECKING:
+    from codegen.own.source import OwnSource
     from runtime.verify.results import FamilyResult
     from runtime.verify.targets import Target
 
@@ -68,11 +69,13 @@ def run_verification(
     seed: int = 0,
     time_limit: float = TIME_LIMIT,
     record: bool = False,
+    own: OwnSource | None = None,
 ) -> Verified:
     """Verifies families of the tree ``out``, all that were generated where none is named; no stages are all of the
-    target's, no cases all. The runtime is imported here and nowhere else in the compiler.
+    target's, no cases all. ``own`` is where the models of a package of the user's are. The runtime is imported here and
+    nowhere else in the compiler.
 
-    Raises InputError for a name that is unknown, and for a tree that is not the one that the runtime imports.
+    Raises InputError for a name that is unknown.
     """
     from runtime.verify.report import Reporter
     from runtime.verify.run import requests_for
@@ -88,8 +91,12 @@ def run_verification(
     wanted = list(families) or generated
     if not wanted:
         raise InputError(f"{out} holds no generated family for {target_name}; run regraft generate")
+    switches = None
+    if own is not None:
+        target = _of_package(target, own, out)
+        switches = _switches(remembered, target_name)
     try:
-        requests_for(wanted, stages, cases, seed, target=target)
+        requests_for(wanted, stages, cases, seed, switches, target)
     except ValueError as error:
         raise InputError(str(error)) from None
     if record and (cases not in ((), (DEFAULT,)) or (stages and set(stages) != set(target.stages))):
@@ -100,9 +107,7 @@ def run_verification(
             " measured here cannot be recorded for it"
         )
     with Reporter(ERR, len(wanted)) as reporter:
-        results = verify_families(
-            wanted, stages, jobs, cases, seed, time_limit=time_limit, on_event=reporter, target=target
-        )
+        results = verify_families(wanted, stages, jobs, cases, seed, switches, time_limit, reporter, target)
     if record:
         _record(results, target, DEFAULT if cases else ALL, out)
     return Verified(tuple(results), target, stages)
@@ -124,6 +129,25 @@ def check_installed(version: str, out: Path) -> None:
     tree = Path(spec.origin).parent if spec is not None and spec.origin is not None else None
     if tree is None or tree.resolve() != out.resolve():
         raise InputError(f"--verify imports the variants of {tree}, not those of {out}")
+
+
+def _of_package(target: Target, own: OwnSource, out: Path) -> Target:
+    """The target, verified with models of the user's: every process loads them first."""
+    from runtime.verify.own_models import OwnModel, OwnPackage, verified_by
+
+    models = tuple(OwnModel(f.model_type, f.path.removesuffix(".py"), f.head) for f in own.families)
+    loader = own.imported_as.loader.value
+    package = OwnPackage(str(out.resolve()), str(own.folder.resolve()), own.package, loader, models)
+    try:
+        return verified_by(target, package)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+
+
+def _switches(remembered: manifest.Manifest | None, target: str) -> dict[str, tuple[str, ...]]:
+    """The configuration fields that each family's code branches on."""
+    entries = [] if remembered is None else [e for (name, _), e in remembered.entries.items() if name == target]
+    return {family.model_type: e.compiled.switches for e in entries for family in e.compiled.generated}
 
 
 def _outputs(remembered: manifest.Manifest, target: str) -> dict[str, str]:
@@ -151,7 +175,7 @@ def _record(results: Sequence[FamilyResult], target: Target, scope: str, out: Pa
         del mine[gone]
     text = verified.render("regraft verify --all --record --target TARGET", records)
     store.commit(out, store.plan(out, {verified.NAME: text}, ()))
-    page = coverage.render(remembered.version, coverage_rows(out))
+    page = coverage.render(remembered.version, coverage_rows(out), remembered.own)
     store.commit(out, store.plan(out, {coverage_name(): page}, ()))
 
 

@@ -1,1 +1,5 @@
-"""What the generated variants and their users call at run time: ``qeff`` (inference), ``training``, ``verify``."""
+"""What generated variants call at run time. ``register`` makes variants of your own models known."""
+
+from runtime.registration import RegistrationError, register, registered, unregister
+
+__all__ = ["RegistrationError", "register", "registered", "unregister"]

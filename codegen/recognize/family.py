@@ -8,6 +8,7 @@ from codegen.recognize.cache_use import unknown_receivers, unknown_uses
 from codegen.recognize.carriers import carriers, reachable_classes
 from codegen.recognize.eager_attention import attention_style
 from codegen.recognize.embedders import embedders
+from codegen.recognize.foreign_code import foreign_code
 from codegen.recognize.norm import norm
 from codegen.recognize.rotary import rotary
 from codegen.recognize.stacked_experts import stacks_experts
@@ -15,7 +16,11 @@ from codegen.upstream import UpstreamModule
 
 
 def recognize(module: UpstreamModule, heads: tuple[tuple[str, str], ...]) -> FamilyIR:
-    """Raises Refused when a head has no path to a cache, or rotates in an unknown way."""
+    """Raises Refused when a head has no path to a cache, rotates in an unknown way, or is not all in its file."""
+    # upstream's own files hold all of a model
+    foreign = () if module.is_upstream else [d for _, head in heads for d in foreign_code(module, head)]
+    if foreign:
+        raise Refused(*dict.fromkeys(foreign))
     found: dict[str, Carrier] = {}
     reachable: dict[str, None] = {}
     for head in dict.fromkeys(h for _, h in heads):

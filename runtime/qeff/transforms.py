@@ -10,15 +10,18 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from functools import cache
+from types import ModuleType
 from typing import Any, ClassVar, cast
 
 from torch import nn
 
+from runtime import own_variants
 from runtime.guard import explain_unknown, import_variants
 
 logger = logging.getLogger(__name__)
 
-_INDEX = "generated.qeff"
+_TARGET = "qeff"
+_INDEX = f"generated.{_TARGET}"
 _VARIANTS = "KV_CACHE_MAPPING"
 _SWAPS = "_qeff_swaps"
 _TABLES = ("_parameters", "_buffers", "_modules")
@@ -159,8 +162,8 @@ class ModuleMappingTransform:
 class GeneratedMapping(MutableMapping[type[nn.Module], type[nn.Module]]):
     """Upstream class -> variant over all generated modules, each with the classes of its own upstream module.
 
-    A look-up imports the generated module of the class's own family alone; to iterate, or to ask for the length,
-    imports all.
+    A look-up imports the generated module of the class's own family alone, also where that is in a registered package;
+    to iterate, or to ask for the length, imports all shipped ones, and tells of no others.
 
     Args:
         attribute: the mapping's name in the generated modules.
@@ -179,6 +182,9 @@ class GeneratedMapping(MutableMapping[type[nn.Module], type[nn.Module]]):
     def __getitem__(self, upstream: type[nn.Module]) -> type[nn.Module]:
         if upstream in self._registered:
             return self._registered[upstream]
+        own = own_variants.variants_of(_TARGET, upstream)
+        if own is not None:
+            return cast(type[nn.Module], getattr(own, self._attribute)[upstream])
         return self.of(_index().modules[upstream.__module__])[upstream]
 
     def __setitem__(self, upstream: type[nn.Module], variant: type[nn.Module]) -> None:
@@ -216,12 +222,15 @@ class _GeneratedTransform(ModuleMappingTransform):
         family = getattr(getattr(model, "config", None), "model_type", None)
         if isinstance(family, str) and family in index.refused:
             raise UnsupportedFamilyError(family, index.refused[family])
+        if isinstance(family, str) and (own := _of_package(family, model)) is not None:
+            variants = getattr(own, mapping._attribute)
+            return lambda upstream: mapping._registered.get(upstream) or variants.get(upstream) or mapping.get(upstream)
         module = index.families.get(family) if isinstance(family, str) else None
         module = module or _module_of_class(type(model))
         if family is None or module is not None:
             # The family's own module comes first: it also maps the classes that it took from another family.
-            own = {} if module is None else mapping.of(module)
-            return lambda upstream: mapping._registered.get(upstream) or own.get(upstream) or mapping.get(upstream)
+            first = {} if module is None else mapping.of(module)
+            return lambda upstream: mapping._registered.get(upstream) or first.get(upstream) or mapping.get(upstream)
         if not any(type(module) in mapping._registered or _swaps(module) for module in model.modules()):
             raise UnsupportedFamilyError(
                 str(family),
@@ -258,6 +267,18 @@ def _index() -> _Index:
         return _Index(generated.MODULES, generated.FAMILIES, generated.REFUSED)
     except AttributeError as error:
         raise RuntimeError(f"{_INDEX} has no index of variants; generate them with `regraft generate`") from error
+
+
+def _of_package(family: str, model: nn.Module) -> ModuleType | None:
+    """The variants of a model whose type a registered package has."""
+    refused = own_variants.refused(_TARGET)
+    if family in refused:
+        raise UnsupportedFamilyError(family, refused[family])
+    upstream = _swaps(model)[0].original if _swaps(model) else type(model)
+    try:
+        return own_variants.variants_of_type(_TARGET, family, [upstream])
+    except own_variants.OtherTextError as error:
+        raise UnsupportedFamilyError(family, str(error)) from error
 
 
 def _module_of_class(model: type[nn.Module]) -> str | None:

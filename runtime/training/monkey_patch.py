@@ -18,6 +18,7 @@ from runtime.guard import check_upstream, explain_unknown, import_variants
 from runtime.training import swapping
 from runtime.training.diagnostics import PatchError, call, listed, nearest, warn
 from runtime.training.features import KEYWORDS
+from runtime.training.packaged import PackagedPatches
 from runtime.training.patch_functions import Patch, Registered
 from runtime.training.patching import PatchReport, PatchReports, undo_everything, undo_model
 
@@ -55,12 +56,14 @@ class MonkeyPatcher(Mapping[str, Mapping[str, Patch]]):
     Args:
         index: a package that lists generated families in ``FAMILIES`` (model type -> module) and ``REFUSED`` (model
             type -> reason); the package may be missing.
+        target: which variants to take of registered packages (``runtime.register``), None for none.
         strict: whether warnings are errors where a call does not say.
     """
 
-    def __init__(self, index: str | None = None, strict: bool = False) -> None:
+    def __init__(self, index: str | None = None, strict: bool = False, target: str | None = None) -> None:
         self.strict = strict
         self._index_name = index
+        self._packaged = PackagedPatches(target)
         self._own: dict[str, dict[str, Registered]] = {}
         self._generated: dict[str, dict[str, Registered]] = {}
         self._silent_instances: WeakKeyDictionary[nn.Module, list[str]] = WeakKeyDictionary()
@@ -185,7 +188,14 @@ class MonkeyPatcher(Mapping[str, Mapping[str, Patch]]):
         undo_everything()
 
     def __getitem__(self, model_type: str) -> Mapping[str, Patch]:
-        found = self._of(model_type)
+        return self.patches(model_type)
+
+    def patches(self, model_type: str, model: nn.Module | None = None) -> Mapping[str, Patch]:
+        """Patch type -> function. The model decides where a type's code is loaded in several versions.
+
+        Raises KeyError: nothing is registered for the type; PatchError: its variants are not of the model's code.
+        """
+        found = self._of(model_type, model)
         if not found:
             raise KeyError(model_type)
         return MappingProxyType({patch_type: it.function for patch_type, it in found.items()})
@@ -228,6 +238,8 @@ class MonkeyPatcher(Mapping[str, Mapping[str, Patch]]):
     # -- registering
 
     def _add(self, model_type: str, patch_type: str, new: Registered) -> None:
+        if self._packaged.add(model_type, patch_type, new):
+            return
         is_generated = self._index_name is not None and new.name.startswith(f"{self._index_name}.")
         if is_generated:
             check_upstream(new.function.__module__)  # also where the module was imported by its own name
@@ -251,7 +263,7 @@ class MonkeyPatcher(Mapping[str, Mapping[str, Patch]]):
 
     @property
     def _families(self) -> Mapping[str, str]:
-        return self._index("FAMILIES")
+        return {**self._index("FAMILIES"), **self._packaged.families}
 
     def _index(self, attribute: str) -> Mapping[str, str]:
         if self._index_name is None:
@@ -265,9 +277,12 @@ class MonkeyPatcher(Mapping[str, Mapping[str, Patch]]):
             raise
         return cast(Mapping[str, str], getattr(index, attribute, {}))
 
-    def _of(self, model_type: str) -> dict[str, Registered]:
+    def _of(self, model_type: str, model: nn.Module | None = None) -> dict[str, Registered]:
         """All patches of a type by patch type, the user's first; imports the generated family, if the release that is
         installed allows it."""
+        packaged = self._packaged.of(model_type, model)
+        if packaged is not None:
+            return {**packaged, **self._own.get(model_type, {})}
         if model_type not in self._generated and model_type in self._families:
             module = self._families[model_type]
             try:
@@ -281,15 +296,15 @@ class MonkeyPatcher(Mapping[str, Mapping[str, Patch]]):
     def _of_other_release(self) -> str:
         return explain_unknown(self._index_name) if self._index_name is not None else ""
 
-    def _find(self, model_type: str, patch_types: Sequence[str]) -> list[Registered]:
+    def _find(self, model_type: str, patch_types: Sequence[str], model: nn.Module | None = None) -> list[Registered]:
         if not isinstance(model_type, str) or not model_type:
             raise PatchError(f"a model type is needed, found {model_type!r}")
         own = self._own.get(model_type, {})
-        found = own if all(patch_type in own for patch_type in patch_types) else self._of(model_type)
+        found = own if all(patch_type in own for patch_type in patch_types) else self._of(model_type, model)
         unknown = [patch_type for patch_type in patch_types if patch_type not in found]
         if not unknown:
             return [found[patch_type] for patch_type in patch_types]
-        refused = self._index("REFUSED").get(model_type)
+        refused = self._index("REFUSED").get(model_type) or self._packaged.refused(model_type)
         if refused is not None:
             raise RefusedFamilyError(model_type, refused)
         if not found:
@@ -317,7 +332,7 @@ class MonkeyPatcher(Mapping[str, Mapping[str, Patch]]):
         if not patch_types:
             raise PatchError("no patch type was given")
         try:
-            patches = self._find(model_type, patch_types)
+            patches = self._find(model_type, patch_types, kwargs.get(_MODEL) if instance is None else instance)
         except UnknownPatchError as error:
             if instance is None or model_type in self:
                 raise
@@ -356,7 +371,7 @@ class MonkeyPatcher(Mapping[str, Mapping[str, Patch]]):
 
     def _check_keywords(self, patches: Sequence[Registered], kwargs: Mapping[str, Any]) -> None:
         known = {_MODEL, *KEYWORDS}
-        for layer in (self._own, self._generated):
+        for layer in (self._own, self._generated, *self._packaged.layers):
             known |= {name for registered in layer.values() for patch in registered.values() for name in patch.names}
         anything = [patch.name for patch in patches if patch.takes_any]
         for keyword in sorted(kwargs.keys() - known):
@@ -419,5 +434,5 @@ def model_type_of(model: nn.Module) -> str:
     return found
 
 
-MONKEY_PATCHER = MonkeyPatcher(index="generated.rmpad")
+MONKEY_PATCHER = MonkeyPatcher(index="generated.rmpad", target="rmpad")
 """The registry of this process."""

@@ -61,7 +61,7 @@ def patch_for_training(
         raise PatchError("use_rmpad is on, and monkey_patch_kwargs says use_rmpad=False")
     removing = bool(keywords.setdefault(_USE_RMPAD, use_rmpad))
     model_type = _type_of(target)
-    if removing and RMPAD not in patch_types and not _taken(patcher, model_type, patch_types):
+    if removing and RMPAD not in patch_types and not _taken(patcher, target, model_type, patch_types):
         patch_types.append(RMPAD)
     if not patch_types:
         given = sorted(keywords.keys() - {_USE_RMPAD})
@@ -92,9 +92,11 @@ def _type_of(target: nn.Module | PreTrainedConfig | str) -> str:
     return found
 
 
-def _taken(patcher: MonkeyPatcher, model_type: str, patch_types: Sequence[str]) -> bool:
+def _taken(
+    patcher: MonkeyPatcher, target: nn.Module | PreTrainedConfig | str, model_type: str, patch_types: Sequence[str]
+) -> bool:
     """Whether one of these patches removes padding itself when it is told ``use_rmpad``."""
     if not patch_types or model_type not in patcher:
         return False
-    known = patcher[model_type]
+    known = patcher.patches(model_type, target if isinstance(target, nn.Module) else None)
     return any(_USE_RMPAD in Registered.of(known[it]).names for it in patch_types if it in known)

@@ -23,7 +23,7 @@ from runtime.verify.alternatives import (
     OTHER_VALUES,
     SOFT_CAP,
 )
-from runtime.verify.config_fields import config_fields, declares_fields
+from runtime.verify.config_fields import declared, declares_fields
 from runtime.verify.rope_cases import rope_cases
 from runtime.verify.sizes import FIXED, SIZES, WINDOW
 
@@ -107,16 +107,16 @@ def _cases_of(cls: type[Any], config: Any, switch: str) -> list[Case] | NotVarie
     if inner:
         return _nested_cases(cls, config, outer, inner)
     real = cls.attribute_map.get(outer, outer)
-    declared = {item.name: item for item in config_fields(cls)}
+    fields = declared(cls)
     if (reason := _reason_not_to_vary(real)) is not None:
         return NotVaried(switch, reason)
-    if real not in declared:
+    if real not in fields:
         return _undeclared(cls, config, switch)
     names = (real, outer, *(alias for alias, target in cls.attribute_map.items() if target == real))
-    values = other_values(names, declared[real].type, getattr(config, real), config)
+    values = other_values(names, fields[real].type, getattr(config, real), config)
     if isinstance(values, NotVaried):
         return dataclasses.replace(values, field=switch)
-    available = set(declared) | set(cls.attribute_map)
+    available = set(fields) | set(cls.attribute_map)
     return [
         Case(f"{switch}={_label(value)}", {**_companions(names, value, available), real: value}) for value in values
     ]
@@ -127,7 +127,7 @@ def _undeclared(cls: type[Any], config: Any, switch: str) -> list[Case] | NotVar
     does not declare, and code may read them with a fallback.
     """
     text = getattr(config, "text_config", None) if "text_config" in cls.sub_configs else None
-    if text is not None and switch in {item.name for item in config_fields(type(text))}:
+    if text is not None and switch in declared(type(text)):
         return _cases_of(type(text), text, switch)
     if hasattr(config, switch):
         return NotVaried(switch, "derived from other fields")
@@ -144,10 +144,10 @@ def _nested_cases(cls: type[Any], config: Any, outer: str, inner: str) -> list[C
     nested = getattr(config, outer, None)
     if nested is None or not declares_fields(type(nested)):
         return NotVaried(f"{outer}.{inner}", "not a nested configuration with declared fields")
-    declared = {item.name: item for item in config_fields(type(nested))}
-    if inner not in declared:
+    fields = declared(type(nested))
+    if inner not in fields:
         return NotVaried(f"{outer}.{inner}", "not a field of the nested configuration class")
-    values = other_values((inner,), declared[inner].type, getattr(nested, inner), config)
+    values = other_values((inner,), fields[inner].type, getattr(nested, inner), config)
     if isinstance(values, NotVaried):
         return dataclasses.replace(values, field=f"{outer}.{inner}")
     return [Case(f"{outer}.{inner}={_label(value)}", {outer: {inner: value}}) for value in values]

@@ -1,47 +1,52 @@
-"""What a configuration class declares: the fields of a dataclass, or in older releases what its constructor takes."""
-
-from __future__ import annotations
+"""The fields of a configuration class, whichever of upstream's two ways it is written in: a dataclass, or a class whose
+constructor takes them (as in older releases, and outside of upstream)."""
 
 import dataclasses
 import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, is_dataclass
 from typing import Any
 
 from transformers import PreTrainedConfig
 
+_MADE_BY_DATACLASS = "<string>"
+"""The file of a constructor that the standard library wrote."""
 
-@dataclasses.dataclass(frozen=True)
+
+@dataclass(frozen=True)
 class ConfigField:
-    """A declared field. ``type`` is its annotation, ``default`` its value where none is given, None if it has none."""
+    """type: its annotation, `Any` where there is none; default: None where there is none."""
 
-    name: str
     type: Any
     default: Any
 
 
-def config_fields(cls: type[Any]) -> tuple[ConfigField, ...]:
-    """The fields of a configuration class and its bases, each once, in the order of declaration."""
-    if dataclasses.is_dataclass(cls):
-        return tuple(ConfigField(field.name, field.type, _default(field)) for field in dataclasses.fields(cls))
-    found: dict[str, ConfigField] = {}
-    for base in cls.__mro__:
-        if "__init__" not in vars(base) or not issubclass(base, PreTrainedConfig):
-            continue
-        taken = inspect.signature(vars(base)["__init__"]).parameters.values()
-        for parameter in taken:
-            if parameter.name != "self" and parameter.kind is not inspect.Parameter.VAR_KEYWORD:
-                default = None if parameter.default is inspect.Parameter.empty else parameter.default
-                found.setdefault(parameter.name, ConfigField(parameter.name, parameter.annotation, default))
-        if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in taken):
-            break  # what its bases take cannot be given
-    return tuple(found.values())
+def declared(cls: type[Any]) -> Mapping[str, ConfigField]:
+    """Fields by name, in the order of the class: those of a dataclass or, where a class has a constructor of its own
+    (as configurations outside of upstream have), that constructor's parameters, and the base's where it hands on."""
+    own = next((base for base in cls.__mro__ if "__init__" in vars(base)), cls)
+    written = inspect.unwrap(vars(own)["__init__"])
+    if issubclass(cls, PreTrainedConfig) and written.__code__.co_filename != _MADE_BY_DATACLASS:
+        parameters = list(inspect.signature(written, eval_str=True).parameters.values())[1:]
+        hands_on = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+        fields = dict(declared(own.__mro__[1] if hands_on else PreTrainedConfig))
+        for one in parameters:
+            if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY):
+                fields[one.name] = ConfigField(
+                    Any if one.annotation is one.empty else one.annotation,
+                    None if one.default is one.empty else one.default,
+                )
+        return fields
+    return {field.name: _of_dataclass(field) for field in (dataclasses.fields(cls) if is_dataclass(cls) else ())}
 
 
 def declares_fields(cls: Any) -> bool:
-    """Whether it is a configuration class, not an open one such as ``AutoConfig``."""
-    return isinstance(cls, type) and issubclass(cls, PreTrainedConfig)
+    """Whether a class says what its fields are."""
+    return isinstance(cls, type) and (is_dataclass(cls) or issubclass(cls, PreTrainedConfig))
 
 
-def _default(field: dataclasses.Field[Any]) -> Any:
+def _of_dataclass(field: dataclasses.Field[Any]) -> ConfigField:
     if field.default is not dataclasses.MISSING:
-        return field.default
-    return field.default_factory() if field.default_factory is not dataclasses.MISSING else None
+        return ConfigField(field.type, field.default)
+    made = field.default_factory() if field.default_factory is not dataclasses.MISSING else None
+    return ConfigField(field.type, made)

@@ -16,7 +16,7 @@ from torch import nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from runtime.verify.config_fields import config_fields, declares_fields
+from runtime.verify.config_fields import declared, declares_fields
 from runtime.verify.exceptions import EXCEPTIONS
 from runtime.verify.sizes import FIRST_FREE_TOKEN, FIXED, LAYER_COUNTS, SET_EVEN_IF_UNSET, SIZES
 from runtime.verify.weights import spread
@@ -34,13 +34,14 @@ class CannotBuildError(RuntimeError):
 
 
 def model_types() -> tuple[str, ...]:
-    """Every type in upstream's causal-LM mapping, in upstream's order."""
-    return tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    """Every type in upstream's causal-LM mapping, in upstream's order, then those that this process registered."""
+    registered = (config.model_type for config in AutoModelForCausalLM._model_mapping._extra_content)
+    return tuple(dict.fromkeys((*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *registered)))
 
 
 def config_class(model_type: str) -> type[Any]:
     """The configuration class of a type. Raises `KeyError` for a type that upstream does not know."""
-    if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    if model_type not in model_types():
         raise KeyError(f"{model_type!r} is not in upstream's causal-LM mapping")
     found: type[Any] = CONFIG_MAPPING[model_type]
     return found
@@ -157,7 +158,7 @@ def _usual_layer_count(cls: Any) -> int:
 
 def _nested(cls: type[Any], overrides: Overrides) -> dict[str, Any]:
     """Moves fields that only the text part has into it."""
-    own = {field.name for field in config_fields(cls)} | set(cls.attribute_map)
+    own = set(declared(cls)) | set(cls.attribute_map)
     text = cls.sub_configs.get("text_config")
     result: dict[str, Any] = {}
     for name, value in overrides.items():
@@ -175,9 +176,9 @@ def _exceptions(cls: type[Any]) -> dict[str, Any]:
 def _shrunk(cls: type[Any]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     next_token = 3
-    inherited = {field.name for field in config_fields(PreTrainedConfig)}
-    for field in config_fields(cls):
-        name, default = field.name, field.default
+    inherited = set(declared(PreTrainedConfig))
+    for name, field in declared(cls).items():
+        default = field.default
         known = next((n for n in _names_of(cls, name) if n in SIZES), name)
         if name in inherited:
             continue
@@ -276,7 +277,7 @@ def _list_names(config: Any) -> Iterable[str]:
 
 def _set_layers(cls: type[Any], values: dict[str, Any], count: int) -> None:
     """Sets every layer count of a class to `count` and cuts the per-layer lists among its defaults."""
-    fields = {field.name: field.default for field in config_fields(cls)}
+    fields = {name: field.default for name, field in declared(cls).items()}
     default_count = next((fields[name] for name in sorted(LAYER_COUNTS) if isinstance(fields.get(name), int)), None)
     for name, default in fields.items():
         if name in LAYER_COUNTS or (LAYER_COUNTS & set(_names_of(cls, name)) and isinstance(default, int)):

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import nn
 
+from runtime import own_variants
 from runtime.verify.switches import generated_families
 from runtime.verify.training.trial import Patch, Undo
 
@@ -40,8 +41,10 @@ PATCHES: dict[str, Patch] = {"packed": packed, "liger": liger}
 
 def require_variant(family: str) -> None:
     """Raises NoVariantError with the compiler's reason where a family was not generated."""
-    if family in generated_families("rmpad"):
+    if family in generated_families("rmpad") or family in own_variants.families("rmpad"):
         return
+    if (reason := own_variants.refused("rmpad").get(family)) is not None:
+        raise NoVariantError(reason)
     try:
         index = import_module("generated.rmpad")
     except ModuleNotFoundError:
