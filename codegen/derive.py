@@ -19,7 +19,7 @@ from codegen.verify import problems
 
 @dataclass(frozen=True)
 class AppliedEdit:
-    """What one rule did in one method: the text of the node and what it became, or where the name that the node is came
+    """What one rule did in one method of one class: the text of the node and what it became, or where the name that the node is came
     from and comes from now. ``function`` is the method as the rule found it, upstream's with the edits of earlier
     rules; ``node`` is in it."""
 
@@ -29,6 +29,7 @@ class AppliedEdit:
     after: str
     function: cst.FunctionDef = field(repr=False)
     node: cst.CSTNode = field(repr=False)
+    cls: str = ""  # whose method it is in; ``where`` names the class that defines it
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def derive(module: UpstreamModule, family: FamilyIR, target: Target) -> EmittedM
             site = Site(module, family, name, role, method.node, method.owner)
             changed, used = _run(site, target, emitted, diagnostics, applied)
             if used:
-                methods.append(_own(changed, method.owner, target.decorators))
+                methods.append(own_method(changed, method.owner, target.decorators))
                 rules += [r for r in used if r not in rules]
             if carrier is not None:
                 _functions(module, family, changed, target, emitted, diagnostics, applied, functions)
@@ -135,14 +136,14 @@ def _run(
         used.append(step.rule)
         for edit in match.edits:
             before, after = code(edit.node), _text(edit.new)
-            emitted.edits.append(AppliedEdit(step.rule.id, site.where, before, after, here.function, edit.node))
+            emitted.edits.append(AppliedEdit(step.rule.id, site.where, before, after, here.function, edit.node, site.cls))
         elsewhere = match.names.keys() & site.module.imports.keys()  # upstream's text stays and means something else
         for node in find(here.function.body, cst.Name) if elsewhere else ():
             if (name := node.value) in elsewhere:
                 before, after = (
                     f"from {m} import {name}" for m in (site.module.imports[name].module, match.names[name])
                 )
-                emitted.edits.append(AppliedEdit(step.rule.id, site.where, before, after, here.function, node))
+                emitted.edits.append(AppliedEdit(step.rule.id, site.where, before, after, here.function, node, site.cls))
     return function, used
 
 
@@ -180,7 +181,7 @@ def _functions(
         done[name] = _run(site, target, emitted, diagnostics, applied)
 
 
-def _own(function: cst.FunctionDef, owner: str, decorators: frozenset[str]) -> cst.FunctionDef:
+def own_method(function: cst.FunctionDef, owner: str, decorators: frozenset[str]) -> cst.FunctionDef:
     """A method as its variant defines it: with those decorators only that the target keeps, and with ``super()`` still
     meaning the base of the class it was written in."""
 
