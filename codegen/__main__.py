@@ -139,6 +139,37 @@ def diff(family: OneFamily, source: Source = None, target: TargetName = "qeff", 
 
 
 @app.command()
+def report(
+    against: Annotated[
+        str | None, typer.Option(metavar="REV", help="A git revision of the project; the report says what changed since.")
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The page.")] = Path("regraft-report.html"),
+    source: Annotated[
+        Path | None, typer.Option(help="A wheel file or a folder with the tree's release, if it cannot be downloaded.")
+    ] = None,
+    base: Annotated[str | None, typer.Option(help="The same for the release of REV's tree.")] = None,
+    tree: Annotated[Path, typer.Option(help="The generated tree.")] = ROOT,
+    jobs: Jobs = CPUS,
+    as_json: Json = False,
+) -> None:
+    """One HTML page, of one file, for reviewing a regeneration: variants beside upstream, with the rule of each line.
+
+    Exit codes: 0 written; 1 written, but a file of the tree is edited by hand; 2 unusable input, nothing written.
+    """
+    from codegen.report.command import written
+
+    with progress("comparing", quiet=as_json) as bar:
+        page = written(tree, out, against, source, base, jobs, bar.planned, bar.done)
+    if as_json:
+        _print_json(page.as_dict())
+    else:
+        say(f"{page.path}: {page.families} families, {page.size / 1e6:.1f} MB; open it in a browser")
+    if page.edited:
+        warn(f"edited by hand: {', '.join(page.edited)}; the page marks what no rule made")
+    raise typer.Exit(DIFFERENT if page.edited else FRESH)
+
+
+@app.command()
 def inspect(family: OneFamily, source: Source = None, target: TargetName = "qeff", as_json: Json = False) -> None:
     """What was recognized, with its evidence, and what each rule does to each class."""
     from codegen.review import inspection

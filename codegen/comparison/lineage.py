@@ -16,7 +16,7 @@ from codegen.comparison.alignment import align
 from codegen.comparison.rows import Row, rows
 from codegen.comparison.tokens import Piece, piece
 from codegen.derive import AppliedEdit, own_method
-from codegen.syntax import code, docstring_removed
+from codegen.syntax import code, docstring_removed, names
 
 DECORATORS = "emit/decorators"
 SUPER = "emit/super"
@@ -46,14 +46,13 @@ def steps(
     function: cst.FunctionDef, final: cst.FunctionDef, owner: str, kept: frozenset[str], edits: Sequence[AppliedEdit]
 ) -> list[Step]:
     """The way from upstream's method to the one that is emitted, by the edits that were made in it."""
-    bare = _bare(function)
-    undecorated = bare.with_changes(decorators=[d for d in bare.decorators if code(d.decorator) in kept])
+    undecorated = _undecorated(_bare(function), kept)
     result = [Step(DECORATORS, code(undecorated)), Step(SUPER, _state(function, owner, kept))]
     runs = list(_runs(edits))
     for index, (rule, made) in enumerate(runs):
         after = _state(runs[index + 1][1][0].function, owner, kept) if index + 1 < len(runs) else code(_bare(final))
-        names = frozenset(code(e.node) for e in made if isinstance(e.node, cst.Name) and e.before != code(e.node))
-        result.append(Step(rule, after, names))
+        rebound = frozenset(code(e.node) for e in made if isinstance(e.node, cst.Name) and e.before != code(e.node))
+        result.append(Step(rule, after, rebound))
     return result
 
 
@@ -70,11 +69,21 @@ def _runs(edits: Sequence[AppliedEdit]) -> Iterator[tuple[str, list[AppliedEdit]
 
 
 def _bare(function: cst.FunctionDef) -> cst.FunctionDef:
-    return docstring_removed(function).with_changes(leading_lines=[])
+    """Without what nobody compares: docstring, and comments in front. Printing is dear, and is remembered by node: what
+    needs no change stays the same node."""
+    bare = docstring_removed(function)
+    return bare.with_changes(leading_lines=[]) if bare.leading_lines else bare
+
+
+def _undecorated(function: cst.FunctionDef, kept: frozenset[str]) -> cst.FunctionDef:
+    decorators = [d for d in function.decorators if code(d.decorator) in kept]
+    return function if len(decorators) == len(function.decorators) else function.with_changes(decorators=decorators)
 
 
 def _state(function: cst.FunctionDef, owner: str, kept: frozenset[str]) -> str:
-    return code(_bare(own_method(function, owner, kept)))
+    if "super" in names(function.body):
+        function = own_method(function, owner, kept)
+    return code(_undecorated(_bare(function), kept))
 
 
 @dataclass
@@ -95,8 +104,8 @@ def lineage(upstream: Piece, way: Sequence[Step], written: Piece, last: str = UN
         state = _advance(state, piece(step.after), step, gone)
     laid_out = _says_the_same(state.text, written)
     end = _advance(state, written, Step("" if laid_out else last, ""), gone)
-    left = [tuple(rule for rule in names if rule) for names in gone]
-    right = [tuple(rule for rule in names if rule) for names in end.by]
+    left = [tuple(rule for rule in by if rule) for by in gone]
+    right = [tuple(rule for rule in by if rule) for by in end.by]
     return rows(upstream, written, end.origin, left, right)
 
 
@@ -107,25 +116,25 @@ def _advance(state: _State, text: Piece, step: Step, gone: list[tuple[str, ...]]
     kept = {index for index in pairs if index is not None}
     lost: list[list[str]] = [[]]  # who made the tokens that were removed, between one kept token and the next
     gap_after: dict[int, int] = {}
-    for index, names in enumerate(state.by):
+    for index, by in enumerate(state.by):
         if index in kept:
             lost.append([])
         else:
-            lost[-1] += names
+            lost[-1] += by
             at = state.origin[index]
             if at is not None:
-                gone[at] = (*names, step.rule)
+                gone[at] = (*by, step.rule)
         gap_after[index] = len(lost) - 1
     result = _State(text, [], [])
     gap = 0
     for token, index in zip(text.tokens, pairs, strict=True):
         if index is not None:
             gap = gap_after[index]
-            names = state.by[index]
-            if token.text in step.names and step.rule not in names:
-                names = (*names, step.rule)
+            by = state.by[index]
+            if token.text in step.names and step.rule not in by:
+                by = (*by, step.rule)
             result.origin.append(state.origin[index])
-            result.by.append(names)
+            result.by.append(by)
         else:
             result.origin.append(None)
             result.by.append(tuple(dict.fromkeys((*lost[gap], step.rule))))

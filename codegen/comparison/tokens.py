@@ -34,10 +34,7 @@ class Token:
 
 @dataclass(frozen=True)
 class Piece:
-    """Lines of a file that are whole statements: ``numbers`` are their line numbers there, rising, from 1.
-
-    Raises SyntaxError when they are not Python; ``tokens`` does, when it is first asked for.
-    """
+    """Lines of a file that are whole statements: ``numbers`` are their line numbers there, rising, from 1."""
 
     lines: tuple[str, ...]
     numbers: tuple[int, ...]
@@ -76,8 +73,9 @@ def _statements(text: str) -> tuple[tuple[Token, ...], ...]:
             if current and (token.type == tokenize.NEWLINE or alone):
                 found.append(tuple(current))
                 current = []
-    except tokenize.TokenError as error:
-        raise SyntaxError(str(error)) from None
+    except (tokenize.TokenError, SyntaxError):  # an old text may be anything: then a line is as good as a token
+        lines = enumerate(text.split("\n"))
+        return tuple((Token(line, line.strip(), (n, 0), (n, len(line))),) for n, line in lines if line.strip())
     return (*found, tuple(current)) if current else tuple(found)
 
 

@@ -13,6 +13,7 @@ from codegen.derive import AppliedEdit, EmittedModule, Variant, derive
 from codegen.diagnostics import InputError, Refused
 from codegen.emit.extras import class_name, ordered
 from codegen.fingerprint import methods
+from codegen.ir import FamilyIR
 from codegen.recognize.family import recognize
 from codegen.shared import runtime_text, shared_functions
 from codegen.targets import TARGETS
@@ -50,34 +51,36 @@ class ClassView:
 
 
 @dataclass(frozen=True)
-class Heads:
-    """Which families of which upstream file a generated file serves."""
+class Written:
+    """A generated file: the families it serves as (model type, head class), and its text."""
 
-    path: str
     target: str
-    heads: tuple[tuple[str, str], ...]  # (model type, head class)
+    heads: tuple[tuple[str, str], ...]
+    text: str
 
 
-def class_views(served: Heads, upstream: str, written: str) -> list[ClassView]:
-    """The variants of a generated file, in its order. ``upstream`` and ``written`` are the two files' texts.
+def class_views(path: str, upstream: str, files: Sequence[Written]) -> list[list[ClassView]]:
+    """Of each generated file of one upstream file the variants, in its order. ``upstream`` is the upstream file's text.
 
-    Raises InputError when the generated file is not Python, or when this compiler does not derive it.
+    Raises InputError when a generated file is not Python, or when this compiler does not derive it.
     """
-    target = TARGETS[served.target]
-    try:
-        module = UpstreamModule(served.path, upstream)
-        emitted = derive(module, recognize(module, served.heads), target)
-    except Refused as error:
-        raise InputError(f"{_name(served)} is stale: {error}; run regraft generate") from None
-    try:
-        return list(_views(emitted, written))
-    except SyntaxError as error:
-        raise InputError(f"{_name(served)} is not Python ({error}); run regraft check") from None
-
-
-def _name(served: Heads) -> str:
-    stem = served.path.rsplit("/", 1)[-1]
-    return f"{served.target}/{stem}"
+    result = []
+    recognized: dict[tuple[tuple[str, str], ...], FamilyIR] = {}
+    module: UpstreamModule | None = None
+    for file in files:
+        name = f"{file.target}/{path.rsplit('/', 1)[-1]}"
+        try:
+            module = module or UpstreamModule(path, upstream)
+            if file.heads not in recognized:
+                recognized[file.heads] = recognize(module, file.heads)
+            emitted = derive(module, recognized[file.heads], TARGETS[file.target])
+        except Refused as error:
+            raise InputError(f"{name} is stale: {error}; run regraft generate") from None
+        try:
+            result.append(list(_views(emitted, file.text)))
+        except SyntaxError as error:
+            raise InputError(f"{name} is not Python ({error}); see regraft check") from None
+    return result
 
 
 def _views(emitted: EmittedModule, written: str) -> Iterator[ClassView]:
