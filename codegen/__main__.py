@@ -125,23 +125,31 @@ def check(
 
 
 @app.command()
-def diff(family: OneFamily, source: Source = None, target: TargetName = "qeff", as_json: Json = False) -> None:
-    """Upstream's classes against their variants, as a unified diff."""
-    from codegen.review import class_diffs
+def diff(
+    family: OneFamily,
+    source: Source = None,
+    target: TargetName = "qeff",
+    as_json: Json = False,
+    pager: Annotated[bool, typer.Option("--pager/--no-pager", help="On a terminal, a page at a time.")] = True,
+) -> None:
+    """Upstream's classes against their variants, as a unified diff; each hunk says which rules made it."""
+    from codegen.comparison.unified import unified
+    from codegen.review import variants_of
 
-    diffs = class_diffs(open_release(source), family, target)
+    found = variants_of(open_release(source), family, target)
     if as_json:
-        _print_json(dict(diffs))
+        _print_json({cls.variant: "\n".join(unified(found, cls)) for cls in found.classes})
         return
-    from codegen.presentation import show_diff_text
+    from codegen.presentation import show_variants
 
-    show_diff_text("\n".join(text for _, text in diffs))
+    show_variants(found, pager)
 
 
 @app.command()
 def report(
     against: Annotated[
-        str | None, typer.Option(metavar="REV", help="A git revision of the project; the report says what changed since.")
+        str | None,
+        typer.Option(metavar="REV", help="A git revision of the project; the report says what changed since."),
     ] = None,
     out: Annotated[Path, typer.Option(metavar="FILE", help="The page.")] = Path("regraft-report.html"),
     source: Annotated[

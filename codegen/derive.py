@@ -19,9 +19,9 @@ from codegen.verify import problems
 
 @dataclass(frozen=True)
 class AppliedEdit:
-    """What one rule did in one method of one class: the text of the node and what it became, or where the name that the node is came
-    from and comes from now. ``function`` is the method as the rule found it, upstream's with the edits of earlier
-    rules; ``node`` is in it."""
+    """What one rule did in one method of one class: the text of the node and what it became, or where the name that the
+    node is came from and comes from now. ``function`` is the method as the rule found it, upstream's with the edits of
+    earlier rules; ``node`` is in it."""
 
     rule: str
     where: str
@@ -136,14 +136,18 @@ def _run(
         used.append(step.rule)
         for edit in match.edits:
             before, after = code(edit.node), _text(edit.new)
-            emitted.edits.append(AppliedEdit(step.rule.id, site.where, before, after, here.function, edit.node, site.cls))
+            emitted.edits.append(
+                AppliedEdit(step.rule.id, site.where, before, after, here.function, edit.node, site.cls)
+            )
         elsewhere = match.names.keys() & site.module.imports.keys()  # upstream's text stays and means something else
         for node in find(here.function.body, cst.Name) if elsewhere else ():
             if (name := node.value) in elsewhere:
                 before, after = (
                     f"from {m} import {name}" for m in (site.module.imports[name].module, match.names[name])
                 )
-                emitted.edits.append(AppliedEdit(step.rule.id, site.where, before, after, here.function, node, site.cls))
+                emitted.edits.append(
+                    AppliedEdit(step.rule.id, site.where, before, after, here.function, node, site.cls)
+                )
     return function, used
 
 

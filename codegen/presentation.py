@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.markup import escape
 
 if TYPE_CHECKING:
+    from codegen.comparison.unified import FamilyVariants
+    from codegen.comparison.variants import ClassView
     from codegen.drift import Report
     from codegen.emit.coverage import Row
     from codegen.review import Explanation, Inspection, RuleFacts
@@ -98,6 +100,52 @@ def show_diff_text(text: str) -> None:
 
     with OUT.pager(styles=True):
         OUT.print(Syntax(text, "diff", theme="ansi_dark", background_color="default"))
+
+
+def show_variants(found: FamilyVariants, pager: bool) -> None:
+    """A unified diff. On a terminal it is coloured, says each rule's reason, and goes through the user's pager if it is
+    longer than the screen."""
+    from codegen.comparison.unified import unified
+
+    if not OUT.is_terminal:
+        for cls in found.classes:
+            for line in unified(found, cls):
+                print(line)
+        return
+    with OUT.capture() as captured:
+        for cls in found.classes:
+            _show_class(found, cls)
+    text = captured.get()
+    if pager and text.count("\n") >= OUT.height:
+        import click
+
+        click.echo_via_pager(text, color=not OUT.no_color)
+    else:
+        sys.stdout.write(text)
+
+
+def _show_class(found: FamilyVariants, cls: ClassView) -> None:
+    from rich.text import Text
+
+    from codegen.comparison.unified import Sign, heading, hunk_lines, section, sections
+    from codegen.review import rule_reason
+
+    for title in heading(found, cls):
+        OUT.print(Text(title, style="bold"))
+    if cls.mixin:
+        OUT.print(Text(f"   the runtime's {cls.mixin} stands in front of upstream's class", style="italic dim"))
+    told: set[str] = set()
+    for method, rows in sections(cls):
+        OUT.print(Text(section(method, rows), style="cyan"))
+        for rule in dict.fromkeys(name for row in rows for name in row.by if name not in told):
+            told.add(rule)
+            OUT.print(Text(f"   {rule}: {rule_reason(rule)}", style="italic dim"))
+        for sign, line in hunk_lines(rows):
+            style = {Sign.SAME: "", Sign.GONE: "red", Sign.COME: "green"}[sign]
+            shown = Text(sign.value + line.text, style=style)
+            for start, end in line.spans if sign is not Sign.SAME else ():
+                shown.stylize("bold underline", start + 1, end + 1)
+            OUT.print(shown)
 
 
 def show_inspection(facts: Inspection) -> None:

@@ -116,15 +116,15 @@ def _advance(state: _State, text: Piece, step: Step, gone: list[tuple[str, ...]]
     kept = {index for index in pairs if index is not None}
     lost: list[list[str]] = [[]]  # who made the tokens that were removed, between one kept token and the next
     gap_after: dict[int, int] = {}
-    for index, by in enumerate(state.by):
-        if index in kept:
+    for old, by in enumerate(state.by):
+        if old in kept:
             lost.append([])
         else:
             lost[-1] += by
-            at = state.origin[index]
+            at = state.origin[old]
             if at is not None:
                 gone[at] = (*by, step.rule)
-        gap_after[index] = len(lost) - 1
+        gap_after[old] = len(lost) - 1
     result = _State(text, [], [])
     gap = 0
     for token, index in zip(text.tokens, pairs, strict=True):

@@ -146,9 +146,7 @@ def _gap(
     shorter = min(len(left), len(right))
     while head < shorter and old.lines[left[head]].strip() == new.lines[right[head]].strip():
         head += 1
-    while (
-        tail < shorter - head and old.lines[left[-1 - tail]].strip() == new.lines[right[-1 - tail]].strip()
-    ):
+    while tail < shorter - head and old.lines[left[-1 - tail]].strip() == new.lines[right[-1 - tail]].strip():
         tail += 1
     result: list[tuple[int | None, int | None]] = list(zip(left[:head], right[:head], strict=True))
     ours, theirs = list(left[head : len(left) - tail]), list(right[head : len(right) - tail])

@@ -121,15 +121,11 @@ def _class(emitted: EmittedModule, variant: Variant, node: ast.ClassDef, lines: 
         where = f"{origin.owner}.{member.name}"
         edits = _edits(emitted, variant.upstream, where)
         way = steps(origin.node, derived[member.name], origin.owner, kept, edits)
-        shown.append(
-            MethodView(where, written.numbers[0], tuple(lineage(_upstream(module, where), way, written)))
-        )
+        shown.append(MethodView(where, written.numbers[0], tuple(lineage(_upstream(module, where), way, written))))
     rules = tuple(rule.id for rule in variant.rules)
     place = str(module.span(variant.upstream))
     mixin = variant.mixin
-    return ClassView(
-        variant.upstream, node.name, variant.role.value, place, rules, mixin, tuple(shown), tuple(extra)
-    )
+    return ClassView(variant.upstream, node.name, variant.role.value, place, rules, mixin, tuple(shown), tuple(extra))
 
 
 def _edits(emitted: EmittedModule, cls: str, where: str) -> list[AppliedEdit]:

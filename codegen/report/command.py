@@ -64,7 +64,9 @@ def written(
     _write(path, text)
     size = len(text.encode())
     edited = tuple(sorted(tree.edited))
-    return Page(str(path), size, len(data["families"]), release.version, before.release.version if before else "", edited)
+    return Page(
+        str(path), size, len(data["families"]), release.version, before.release.version if before else "", edited
+    )
 
 
 def _release(tree: Snapshot, named: str | None, owner: str, option: str) -> Release:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from codegen.comparison.rows import Kind, Line, Row
 
 SAME, LAYOUT, CHANGED = 0, 1, 2
 _KINDS = {Kind.LAYOUT: LAYOUT, Kind.CHANGED: CHANGED}
-CONTEXT = 3  # unchanged lines shown around a change where not all are
 
 
 class Table:
@@ -65,22 +64,6 @@ class Encoder:
 
 def _flat(line: Line | None) -> list[int]:
     return [] if line is None else [column for span in line.spans for column in span]
-
-
-def hunks(rows: Sequence[Row]) -> list[list[Row]]:
-    """The runs of rows around changes, with a few unchanged ones at both ends; no run when nothing changed."""
-    near = [False] * len(rows)
-    for index, row in enumerate(rows):
-        if row.kind is not Kind.SAME:
-            for k in range(max(index - CONTEXT, 0), min(index + CONTEXT + 1, len(rows))):
-                near[k] = True
-    result: list[list[Row]] = []
-    for index, row in enumerate(rows):
-        if near[index]:
-            if index == 0 or not near[index - 1]:
-                result.append([])
-            result[-1].append(row)
-    return result
 
 
 def changed_lines(rows: Iterable[Row]) -> tuple[int, int]:

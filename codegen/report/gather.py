@@ -10,6 +10,7 @@ from typing import Any
 from codegen.comparison import lineage
 from codegen.comparison.rows import Kind, Row, added, compared
 from codegen.comparison.tokens import Piece, definition, piece
+from codegen.comparison.unified import hunks
 from codegen.comparison.variants import ClassView, MethodView, Written, class_views
 from codegen.diagnostics import Diagnostic, InputError
 from codegen.discovery import Family
@@ -19,12 +20,13 @@ from codegen.emit.coverage import Row as CoverageRow
 from codegen.emit.verified import ERRORS
 from codegen.fingerprint import Definition, methods
 from codegen.generation import module_path
-from codegen.report.encoding import Encoder, changed_lines, hunks
+from codegen.report.encoding import Encoder, changed_lines
 from codegen.report.snapshot import Snapshot
 from codegen.review import rule_list
 from codegen.source import Release
 from codegen.targets import TARGETS
 
+CONTEXT = 3  # unchanged lines shown around a change where not all are
 AROUND = 5  # upstream's lines shown before and after the one that was not understood
 
 
@@ -72,7 +74,7 @@ def gather(
         work.append((path, release.text(path), now, tuple(old.get((c.target, path)) for c in listed)))
     planned(len(work))
     numbers: dict[tuple[str, str], int] = {}
-    files = []
+    files: list[dict[str, Any]] = []
     for listed, views in zip(by_path.values(), in_processes(_views, work, jobs), strict=True):
         done(listed[0].stem)
         for one, view in zip(listed, views, strict=True):
@@ -84,9 +86,7 @@ def gather(
     return {
         "release": tree.version,
         "before": _before(before),
-        "targets": {
-            name: {"measures": dict(ERRORS[name].titles), "meaning": ERRORS[name].meaning} for name in TARGETS
-        },
+        "targets": {name: {"measures": dict(ERRORS[name].titles), "meaning": ERRORS[name].meaning} for name in TARGETS},
         "rules": _rules(),
         "edited": sorted(tree.edited),
         "families": families,
@@ -182,7 +182,7 @@ def _since(encoder: Encoder, rows: Sequence[Row], text: str) -> list[dict[str, A
         return []
     places = _places(ast.parse(text))
     result = []
-    for hunk in hunks(rows):
+    for hunk in hunks(rows, CONTEXT):
         first = next((r.right.number for r in hunk if r.kind is not Kind.SAME and r.right is not None), 0)
         first = first or next((r.right.number for r in hunk if r.right is not None), 0)
         inside = next((name for start, end, name in places if start <= first <= end), "")
@@ -311,7 +311,7 @@ def _upstream(
         names = wanted.pop(family.path, set())
         if names:
             old, new = before.release.text(old_paths[family.family]), release.text(family.path)
-            result[family.path] = {name: encoded for name, encoded in _methods(encoder, old, new, names)}
+            result[family.path] = dict(_methods(encoder, old, new, names))
     return result
 
 
@@ -320,7 +320,7 @@ def _methods(encoder: Encoder, old: str, new: str, names: set[str]) -> Iterator[
     for name in sorted(names):
         was, now = _lines(old, ours.get(name)), _lines(new, theirs.get(name))
         rows = added(now, "") if not was.lines else compared(was, now)
-        yield name, [encoder.rows(hunk) for hunk in hunks(rows)]
+        yield name, [encoder.rows(hunk) for hunk in hunks(rows, CONTEXT)]
 
 
 def _lines(text: str, node: Definition | None) -> Piece:

@@ -314,16 +314,17 @@
   }
 
   function headings() {
-    const sorted = (key, label, title) => {
+    const sorted = (key, label, title, kind) => {
       const current = view.sort === key;
-      return h("th", { scope: "col", "aria-sort": current ? (view.descending ? "descending" : "ascending") : "none" },
+      const [target, rest] = key.split(" "); // where there is no room for the line of targets, each column says its own
+      return h("th", { scope: "col", class: kind, "aria-sort": current ? (view.descending ? "descending" : "ascending") : "none" },
         h("button", { type: "button", title, "data-sort": key,
           onclick: () => {
             view.descending = current ? !view.descending : key !== "name";
             view.sort = key;
             drawOverview();
             main.querySelector(`[data-sort="${CSS.escape(key)}"]`).focus();
-          } }, label, h("span", { class: "arrow", "aria-hidden": "true" }, current ? (view.descending ? " ▾" : " ▴") : "")));
+          } }, rest && h("span", { class: "narrow" }, `${target} `), label, h("span", { class: "arrow", "aria-hidden": "true" }, current ? (view.descending ? " ▾" : " ▴") : "")));
     };
     const targets = targetsShown();
     const width = AGAINST ? 4 : 3;
@@ -333,13 +334,13 @@
         targets.map((target) => h("th", { scope: "colgroup", colspan: width, class: "group" }, target))),
       h("tr", {},
         sorted("name", "family"),
-        AGAINST && sorted("urgency", "look", "What was lost first, then what changed in meaning, then what changed at all"),
+        AGAINST && sorted("urgency", "look", "What was lost first, then what changed in meaning, then what changed at all", "look"),
         AGAINST && sorted("drift", "upstream", "The methods that variants are derived from, and what these rely on"),
         targets.map((target) => [
-          AGAINST && sorted(`${target} outcome`, "variant"),
-          sorted(`${target} state`, "status"),
-          sorted(`${target} lines`, "lines", AGAINST ? "Lines of the variant that changed since the revision" : "Lines that differ from upstream's"),
-          sorted(`${target} error`, "error", "The largest error that verification measured"),
+          AGAINST && sorted(`${target} outcome`, "variant", null, "group"),
+          sorted(`${target} state`, "status", null, AGAINST ? null : "group"),
+          sorted(`${target} lines`, "lines", AGAINST ? "Lines of the variant that changed since the revision" : "Lines that differ from upstream's", "number"),
+          sorted(`${target} error`, "error", "The largest error that verification measured", "number"),
         ])));
   }
 
@@ -355,10 +356,10 @@
       const why = first && `[${first.rule}] ${first.place}: expected ${first.expected}; found ${first.found}`;
       return [
         AGAINST && h("td", { class: "group" }, outcomeChip(shown.outcome)),
-        h("td", { class: AGAINST ? "" : "group", title: why }, stateChip(shown.state), first && h("span", { class: "by" }, " ", first.rule)),
-        h("td", { class: "number" }, file && (gone || come)
+        h("td", { class: AGAINST ? "" : "group", title: why, colspan: first ? 3 : null }, stateChip(shown.state), first && h("span", { class: "by" }, " ", first.rule)),
+        first ? null : h("td", { class: "number" }, file && (gone || come)
           ? [h("span", { class: "come" }, `+${come}`), " ", h("span", { class: "gone" }, `−${gone}`)] : ""),
-        h("td", { class: "number" }, shown.errors ? exponent(worst(shown)) : ""),
+        first ? null : h("td", { class: "number" }, shown.errors ? exponent(worst(shown)) : ""),
       ];
     });
     const level = urgency(family);
@@ -457,7 +458,7 @@
       h("td", { class: `code ${side ? "right" : "left"} ${kind}` }, number ? code(D.lines[line], spans, inside[side]) : ""),
     ];
     const same = (left, right, line) => h("tr", { class: "same" },
-      cell(0, left, line, [], ""), cell(1, right, line, [], ""), h("td", { class: "by" }));
+      cell(0, left, line, [], ""), cell(1, right, line, [], ""), titles[2] && h("td", { class: "by" }));
 
     const sets = (i) => (blocks[i][0] === CHANGED ? blocks[i][5] : -1);
     for (let i = 0; i < blocks.length; i++) {
@@ -481,7 +482,7 @@
         row.setAttribute("tabindex", "-1");
         row.setAttribute("data-change", "");
       }
-      if (i === 0 || sets(i - 1) !== sets(i) || blocks[i - 1][0] !== kind) {
+      if (titles[2] && (i === 0 || sets(i - 1) !== sets(i) || blocks[i - 1][0] !== kind)) {
         let size = 1;
         while (i + size < blocks.length && blocks[i + size][0] === kind && sets(i + size) === sets(i)) size++;
         row.append(h("td", { class: `by ${changed ? "marked" : ""}`, rowspan: size > 1 ? size : null }, changed ? ruleBox(D.sets[set], size) : null));
@@ -489,8 +490,8 @@
       body.append(row);
     }
     const head = h("thead", {}, h("tr", {}, h("th", { scope: "col", colspan: 2 }, titles[0]), h("th", { scope: "col", colspan: 2 }, titles[1]),
-      h("th", { scope: "col", class: "by" }, titles[2])));
-    const columns = h("colgroup", {}, ["no", "code", "no", "code", "by"].map((name) => h("col", { class: name })));
+      titles[2] && h("th", { scope: "col", class: "by" }, titles[2])));
+    const columns = h("colgroup", {}, ["no", "code", "no", "code", ...(titles[2] ? ["by"] : [])].map((name) => h("col", { class: name })));
     return h("table", { class: "diff" }, h("caption", { class: "hidden" }, label), columns, head, body);
   }
 
@@ -559,7 +560,7 @@
     const shown = kinds.filter((kind) => kind !== "unchanged").flatMap((kind) =>
       methods.filter(([, drift]) => drift === kind).map(([name]) => {
         const hunks = changes[name] || [];
-        const titles = [`upstream ${D.before.release}`, `upstream ${D.release}`, ""];
+        const titles = [`upstream ${D.before.release}`, `upstream ${D.release}`];
         return h("details", { class: "upstream", open: kind !== "spelling only" }, h("summary", {}, driftChip(kind), " ", h("code", {}, name)),
           hunks.length ? hunks.map((rows) => diffTable(rows, `${name} in ${titles[0]} and ${titles[1]}`, titles))
             : h("p", { class: "meaning" }, "Only docstring, comments or layout differ."));

@@ -27,7 +27,9 @@ def read_revision(root: Path, name: str) -> Revision:
     root = root.resolve()
     inside = _run(root, "rev-parse", "--show-prefix")
     if inside.returncode:
-        raise InputError(f"{root} is in no git repository that can be read, and --against names a revision of one: {_said(inside)}")
+        raise InputError(
+            f"{root} is in no git repository that can be read, and --against names a revision of one: {_said(inside)}"
+        )
     commit = _run(root, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}")
     if commit.returncode:
         raise InputError(f"{name} is not a revision of the repository that holds {root}")
