@@ -40,16 +40,18 @@ def _note(pairs: Pairs, found: Iterator[tuple[int, int]], old: int, new: int) ->
 
 
 def _same(old: Sequence[Token], new: Sequence[Token]) -> Iterator[tuple[int, int]]:
-    """Two statements that differ in punctuation at most."""
+    """Two statements that differ in punctuation at most: what is none is the same one by one, and between two of these
+    punctuation is compared."""
     i = j = 0
-    while i < len(old) and j < len(new):
-        if old[i].meaning == new[j].meaning:
-            yield i, j
-            i, j = i + 1, j + 1
-        elif old[i].is_punctuation:
-            i += 1
-        else:
-            j += 1
+    ours = [index for index, token in enumerate(old) if not token.is_punctuation]
+    theirs = [index for index, token in enumerate(new) if not token.is_punctuation]
+    for a, b in zip([*ours, len(old)], [*theirs, len(new)], strict=True):
+        runs = [t.text for t in old[i:a]], [t.text for t in new[j:b]]
+        for c, d, length in SequenceMatcher(None, *runs, autojunk=False).get_matching_blocks() if all(runs) else ():
+            yield from ((i + c + k, j + d + k) for k in range(length))
+        if a < len(old):
+            yield a, b
+        i, j = a + 1, b + 1
 
 
 def _similar(old: Sequence[Token], new: Sequence[Token]) -> Iterator[tuple[int, int]]:

@@ -102,8 +102,14 @@ def lineage(upstream: Piece, way: Sequence[Step], written: Piece, last: str = UN
     gone: list[tuple[str, ...]] = [()] * len(upstream.tokens)
     for step in way:
         state = _advance(state, piece(step.after), step, gone)
-    laid_out = _says_the_same(state.text, written)
-    end = _advance(state, written, Step("" if laid_out else last, ""), gone)
+    if not _says_the_same(state.text, written):
+        from codegen.emit.layout import formatted  # black takes a while to import
+
+        text = "\n".join(state.text.lines)
+        state = _advance(state, piece(formatted(text) if way else text), Step("", ""), gone)
+    else:
+        last = ""
+    end = _advance(state, written, Step(last, ""), gone)
     left = [tuple(rule for rule in by if rule) for by in gone]
     right = [tuple(rule for rule in by if rule) for by in end.by]
     return rows(upstream, written, end.origin, left, right)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 FOLDER = Path(__file__).parent
 
@@ -22,11 +21,11 @@ def render(data: Mapping[str, Any]) -> str:
     page = environment.get_template("page.html.jinja").render(
         release=data["release"],
         before=data["before"],
-        style=Markup(style),
-        script=Markup(script),
+        style=style,
+        script=script,
         style_hash=_hash(style),
         script_hash=_hash(script),
-        data=Markup(island(data)),
+        data=island(data),
     )
     return page + "\n"
 
