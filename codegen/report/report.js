@@ -284,7 +284,7 @@
       if (box) box.value = view[name];
     }
     drawOverview();
-    main.querySelector("tbody a, .summary button")?.focus();
+    (main.querySelector("tbody a") || main.querySelector(".summary button"))?.focus();
   }
 
   // ---------------------------------------------------------------- overview

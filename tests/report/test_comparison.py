@@ -148,7 +148,7 @@ def test_what_no_rule_made_is_unexplained() -> None:
     assert moved[0] == "changed", "brackets that mean something are no layout"
 
 
-# ------------------------------------------------------------------------------------------------------- generated files
+# ------------------------------------------------------------------------------------------------------ generated files
 
 
 def _entries() -> list[Compiled]:
