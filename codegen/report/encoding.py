@@ -48,7 +48,7 @@ class Encoder:
             rules = self.rules.number(tuple(name for name in row.by if name))
             block = [_KINDS[row.kind], *self._side(left), *self._side(right), rules]
             spans = [_flat(left), _flat(right)]
-            if left is None or right is None:  # the whole line differs
+            if _is_marked(left) and _is_marked(right):
                 spans = []
             while spans and not spans[-1]:
                 spans.pop()
@@ -60,6 +60,11 @@ class Encoder:
 
     def text(self, value: str) -> int:
         return self.lines.number(value)
+
+
+def _is_marked(line: Line | None) -> bool:
+    """Whether the whole line differs, as one that is not there does: then no part of it is worth marking."""
+    return line is None or line.spans == ((len(line.text) - len(line.text.lstrip()), len(line.text)),)
 
 
 def _flat(line: Line | None) -> list[int]:

@@ -335,7 +335,7 @@ def _lines(text: str, node: Definition | None) -> Piece:
     if lines[last : last + 1] and lines[last].strip().startswith(")"):
         last += 1
     numbers = [*range(first, last + 1)]
-    for statement in node.body:
+    for statement in node.body[ast.get_docstring(node, clean=False) is not None :]:
         if statement.lineno > last:
             numbers += range(statement.lineno, (statement.end_lineno or statement.lineno) + 1)
     return Piece(tuple(lines[n - 1] for n in numbers), tuple(numbers))

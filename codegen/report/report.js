@@ -5,6 +5,8 @@
   const D = JSON.parse(document.getElementById("data").textContent);
   const TARGETS = Object.keys(D.targets);
   const AGAINST = D.before !== null;
+  const MOVED = AGAINST && D.before.release !== D.release; // to another release, and not only another compiler
+  const NARROW = matchMedia("(max-width: 900px)"); // as the style has it
   const SAME = 0, CHANGED = 2;
   const FOLD = 12; // more unchanged lines than this in a row are folded away ...
   const EDGE = 3; // ... but for these at both ends
@@ -28,7 +30,7 @@
   const stateChip = (state) => chip(state === "none" ? "—" : state, `state-${word(state)}`);
   const driftChip = (drift) => chip(drift, `drift-${word(drift)}`);
   const outcomeChip = (outcome) => chip(outcome, `outcome-${word(outcome)}`);
-  const exponent = (value) => value.toExponential(1).replace("e-", "e−");
+  const exponent = (value) => (value ? value.toExponential(1).replace("e-", "e−") : "0");
 
   // ---------------------------------------------------------------- what is asked of a family
 
@@ -62,7 +64,7 @@
       if (shown.state === "failed") found = Math.max(found, 8);
       if (shown.outcome === "newly refused") found = Math.max(found, 7);
       if (shown.outcome === "removed") found = Math.max(found, 6);
-      if (shown.unexplained) found = Math.max(found, 5);
+      if (MOVED && shown.unexplained) found = Math.max(found, 5);
       if (shown.outcome === "changed") found = Math.max(found, family.drift === "semantic" ? 4 : 3);
       if (shown.outcome === "new" || shown.outcome === "newly supported") found = Math.max(found, 2);
     }
@@ -242,7 +244,7 @@
       h("button", { id: "reset", type: "button", onclick: reset }, "Reset"),
     );
     const title = AGAINST
-      ? h("span", {}, `transformers ${D.before.release} → ${D.release}, against `,
+      ? h("span", {}, `transformers ${MOVED ? D.before.release + " → " : ""}${D.release}, against `,
           h("code", { title: D.before.commit }, D.before.revision))
       : h("span", {}, `transformers ${D.release}`);
     app.append(
@@ -356,7 +358,7 @@
       const why = first && `[${first.rule}] ${first.place}: expected ${first.expected}; found ${first.found}`;
       return [
         AGAINST && h("td", { class: "group" }, outcomeChip(shown.outcome)),
-        h("td", { class: AGAINST ? "" : "group", title: why, colspan: first ? 3 : null }, stateChip(shown.state), first && h("span", { class: "by" }, " ", first.rule)),
+        h("td", { class: AGAINST ? "" : "group", title: why, colspan: first && !NARROW.matches ? 3 : null }, stateChip(shown.state), first && h("span", { class: "by" }, " ", first.rule)),
         first ? null : h("td", { class: "number" }, file && (gone || come)
           ? [h("span", { class: "come" }, `+${come}`), " ", h("span", { class: "gone" }, `−${gone}`)] : ""),
         first ? null : h("td", { class: "number" }, shown.errors ? exponent(worst(shown)) : ""),
@@ -567,7 +569,7 @@
       }));
     const still = methods.filter(([, drift]) => drift === "unchanged").map(([name]) => name);
     return h("section", { "aria-labelledby": "upstream" },
-      h("h3", { id: "upstream" }, `Upstream: ${D.before.release} → ${D.release}`),
+      h("h3", { id: "upstream" }, MOVED ? `Upstream: ${D.before.release} → ${D.release}` : `Upstream: still ${D.release}`),
       methods.length ? null : h("p", { class: "meaning" }, "Not compared: the family has no variant in either release."),
       shown,
       still.length ? h("details", { class: "upstream" }, h("summary", {}, driftChip("unchanged"), ` ${plural(still.length, "method")}`),
@@ -583,8 +585,8 @@
     }
     const titles = [`${file.name} at ${D.before.revision}`, `${file.name} now`, "made by"];
     return h("section", { "aria-labelledby": "since" }, title,
-      shown.unexplained ? h("p", { class: "warning" }, "The variant changed and no method of upstream did: the compiler did, or what the variant takes from elsewhere.") : null,
-      file.since.map((hunk) => [h("h4", {}, h("code", {}, hunk.name || "beginning of the file")), diffTable(hunk.rows, `Change in ${hunk.name}`, titles)]));
+      MOVED && shown.unexplained ? h("p", { class: "warning" }, "The variant changed and no method of upstream did: the compiler did, or what the variant takes from elsewhere.") : null,
+      file.since.map((hunk) => [h("h4", {}, h("code", {}, hunk.name || "outside of classes")), diffTable(hunk.rows, `Change in ${hunk.name}`, titles)]));
   }
 
   function classSection(file, cls) {
@@ -780,7 +782,7 @@
       focusAfter = null;
     } else {
       drawOverview();
-      document.title = `regraft report: transformers ${AGAINST ? D.before.release + " → " : ""}${D.release}`;
+      document.title = `regraft report: transformers ${MOVED ? D.before.release + " → " : ""}${D.release}`;
       if (document.activeElement !== search) {
         window.scrollTo(0, scrolled);
         focusRow(view.last);
@@ -789,6 +791,7 @@
   }
 
   window.addEventListener("hashchange", route);
+  NARROW.addEventListener("change", () => openFamily() || drawOverview());
   window.addEventListener("beforeprint", () => toggleFolds(true));
   drawFrame();
   choose();

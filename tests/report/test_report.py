@@ -127,6 +127,40 @@ def test_without_a_revision_it_shows_what_is(pristine: Project, tmp_path: Path) 
     assert not any("drift" in family for family in data["families"])
 
 
+def test_a_compiler_that_changed_within_one_release(project: Project, tmp_path: Path) -> None:
+    """Upstream is compared with itself, without its release being fetched twice."""
+    page = tmp_path / "report.html"
+    git(project, "commit", "--quiet", "--all", "--message", "for 2.0.0")
+    assert run("report", "--against", "HEAD", *project.options(page)).code == DONE
+    data = data_of(page)
+    assert data["before"]["release"] == data["release"] == "2.0.0" and not data["upstream"]
+    for family in data["families"]:
+        assert all(drift == "unchanged" for _, drift in family["methods"])
+        assert {family["targets"][t]["outcome"] for t in TARGETS} <= {"unchanged", "refused"}
+
+
+def test_families_that_come_and_go(project: Project, tmp_path: Path) -> None:
+    mapping = project.new / "models/auto/modeling_auto.py"
+    text = mapping.read_text("utf-8")
+    mapping.write_text(text.replace("('phi', 'PhiForCausalLM')", "('other', 'PhiForCausalLM')"))
+    (project.new / "models/other").mkdir()
+    shutil.move(project.new / modeling("phi"), project.new / modeling("other"))
+    generate(project, project.new)
+    page = tmp_path / "report.html"
+    done = run("report", "--against", "HEAD", "--base", project.old, *project.options(page))
+    assert done.code == DONE, done.err
+    data = data_of(page)
+    for name, became in (("phi", "removed"), ("other", "new")):
+        family = _family(data, name)
+        assert family["drift"] == became and not family["methods"]
+        for target in TARGETS:
+            shown = family["targets"][target]
+            assert shown["outcome"] == became and (shown["file"] is None) == (became == "removed")
+            assert (shown["state"], shown["before"]["state"]) == (
+                ("none", "generated") if became == "removed" else ("generated", "none")
+            )
+
+
 def test_the_same_input_gives_the_same_bytes(pristine: Project, tmp_path: Path) -> None:
     digests = set()
     for number, jobs in enumerate((1, 2)):
