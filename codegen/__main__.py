@@ -147,20 +147,15 @@ def diff(
 
 @app.command()
 def report(
-    against: Annotated[
-        str | None,
-        typer.Option(metavar="REV", help="A git revision of the project; the report says what changed since."),
-    ] = None,
+    against: Annotated[str | None, typer.Option(metavar="REV", help="Also show what changed since a revision.")] = None,
     out: Annotated[Path, typer.Option(metavar="FILE", help="The page.")] = Path("regraft-report.html"),
-    source: Annotated[
-        Path | None, typer.Option(help="A wheel file or a folder with the tree's release, if it cannot be downloaded.")
-    ] = None,
+    source: Source = None,
     base: Annotated[str | None, typer.Option(help="The same for the release of REV's tree.")] = None,
     tree: Annotated[Path, typer.Option(help="The generated tree.")] = ROOT,
     jobs: Jobs = CPUS,
     as_json: Json = False,
 ) -> None:
-    """One HTML page, of one file, for reviewing a regeneration: variants beside upstream, with the rule of each line.
+    """One HTML file for reviewing a regeneration: variants beside upstream, with the rule of each changed line.
 
     Exit codes: 0 written; 1 written, but a file of the tree is edited by hand; 2 unusable input, nothing written.
     """
@@ -237,19 +232,19 @@ def verify(
 
     if bool(families) == every:
         raise InputError("name families, or pass --all")
-    passed = run_verification(
+    verified = run_verification(
         target,
         families or [],
+        out,
         tuple(s for s in stages.split(",") if s),
         tuple(c for c in cases.split(",") if c),
         jobs,
         seed,
         time_limit,
         record,
-        out,
-        as_json,
     )
-    raise typer.Exit(FRESH if passed else DIFFERENT)
+    verified.show(as_json)
+    raise typer.Exit(FRESH if verified.passed else DIFFERENT)
 
 
 @app.command()
@@ -319,6 +314,9 @@ def bump(
         str | None, typer.Option(help="The release of the tree, if it cannot be downloaded: a wheel file or a folder.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Report, and write nothing.")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Then verify what changed and record it; needs that release installed.")
+    ] = False,
     out: Out = ROOT,
     jobs: Jobs = CPUS,
     as_json: Json = False,
@@ -333,26 +331,42 @@ def bump(
 
     _one_form(as_json, as_markdown)
     out = out.resolve()
+    if verify:
+        if dry_run:
+            raise InputError("--dry-run writes nothing that --verify could verify; pass one of them")
+        from codegen.verification import check_installed, run_verification
+
+        check_installed(version, out)
     old, new = endpoints(version, out, source, base)
     prepared = prepare(old, new, out, lambda release: _tree(release, out, jobs, as_json))
     changes = None if dry_run else write(prepared, out)
     written = sorted((*changes.created, *changes.updated)) if changes is not None else []
     removed = list(changes.orphaned) if changes is not None else []
     found = prepared.report
-    families = {target: to_verify(found, target) for target in TARGETS}
-    commands = [f"regraft verify --target {t} --record {' '.join(names)}" for t, names in families.items() if names]
-    if as_json:
-        _print_json({**found.as_dict(), "written": written, "removed": removed, "verify": commands})
-    else:
+    families = {target: names for target in TARGETS if (names := to_verify(found, target))}
+    commands = [f"regraft verify --target {target} --record {' '.join(names)}" for target, names in families.items()]
+    if not as_json:
         _show_drift(found, as_json, as_markdown)
         say_beside = warn if as_markdown else say  # the report may go into a file
         if changes is None:
             say_beside("nothing was written (--dry-run)")
         else:
             say_beside(f"{len(written)} files written, {len(removed)} removed; the pin is {found.after}")
-            if commands:
-                say_beside("install that release, then run:\n" + "\n".join(f"  {line}" for line in commands))
-    raise typer.Exit(DIFFERENT if found.differs else FRESH)
+        for conflict in prepared.conflicts:
+            warn(conflict)
+        if commands and changes is not None and not verify:
+            say_beside("install that release, then run:\n" + "\n".join(f"  {line}" for line in commands))
+    verified = {}
+    for target, names in families.items() if verify else ():
+        verified[target] = run_verification(target, names, out, jobs=jobs, record=True)
+        if not as_json:
+            verified[target].show(as_json)
+    if as_json:
+        plain = {target: one.plain() for target, one in verified.items()}
+        rest = {"written": written, "removed": removed, "conflicts": list(prepared.conflicts)}
+        _print_json({**found.as_dict(), **rest, "verify": commands, "verified": plain})
+    failed = not all(one.passed for one in verified.values())
+    raise typer.Exit(DIFFERENT if found.differs or prepared.conflicts or failed else FRESH)
 
 
 def _tree(release: Release, out: Path, jobs: int, quiet: bool) -> Tree:

@@ -23,6 +23,7 @@ class Bump:
 
     report: Report
     tree: Tree
+    conflicts: tuple[str, ...] = ()  # pins of the project that the new release does not go with
 
 
 def endpoints(version: str, root: Path, source: Path | None, base: str | None) -> tuple[Release, Release]:
@@ -59,7 +60,7 @@ def prepare(old: Release, new: Release, root: Path, build: Build) -> Bump:
             f"edited by hand: {', '.join(edited)}. Nothing was written. Move the change into a rule,"
             " or overwrite it with regraft generate --discard-edits first"
         )
-    return Bump(compare(before, Side(new, tree.compiled)), tree)
+    return Bump(compare(before, Side(new, tree.compiled)), tree, pins.conflicts(root.parent, new))
 
 
 def write(bump: Bump, root: Path) -> store.Changes:

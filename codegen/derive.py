@@ -16,6 +16,8 @@ from codegen.targets.base import Expect, Target
 from codegen.upstream import UpstreamModule
 from codegen.verify import problems
 
+DECORATOR = "derive/decorator"
+
 
 @dataclass(frozen=True)
 class AppliedEdit:
@@ -85,7 +87,7 @@ def derive(module: UpstreamModule, family: FamilyIR, target: Target) -> EmittedM
             site = Site(module, family, name, role, method.node, method.owner)
             changed, used = _run(site, target, emitted, diagnostics, applied)
             if used:
-                methods.append(own_method(changed, method.owner, target.decorators))
+                methods.append(written(module, method.owner, changed, target, diagnostics))
                 rules += [r for r in used if r not in rules]
             if carrier is not None:
                 _functions(module, family, changed, target, emitted, diagnostics, applied, functions)
@@ -182,12 +184,39 @@ def _functions(
     for name in sorted(names(caller.body) & module.functions.keys() - done.keys()):
         emitted.methods_read.append(name)
         site = Site(module, family, "", Role.PART, module.functions[name])
-        done[name] = _run(site, target, emitted, diagnostics, applied)
+        changed, used = _run(site, target, emitted, diagnostics, applied)
+        done[name] = (written(module, "", changed, target, diagnostics) if used else changed, used)
 
 
-def own_method(function: cst.FunctionDef, owner: str, decorators: frozenset[str]) -> cst.FunctionDef:
-    """A method as its variant defines it: with those decorators only that the target keeps, and with ``super()`` still
-    meaning the base of the class it was written in."""
+def written(
+    module: UpstreamModule, owner: str, function: cst.FunctionDef, target: Target, diagnostics: list[Diagnostic]
+) -> cst.FunctionDef:
+    """A method of the class ``owner``, or a function, as it is written down: with those decorators only that the target
+    keeps, and with ``super()`` still meaning the base of the class it was written in. A decorator that the target does
+    not know is a diagnostic: what it does around the body may be part of the result."""
+    kept = []
+    for decorator in function.decorators:
+        if (name := decorator_name(decorator)) in target.kept_decorators:
+            kept.append(decorator)
+        elif name not in target.dropped_decorators:
+            known = ", ".join(sorted(target.kept_decorators | target.dropped_decorators.keys()))
+            help_ = "say in codegen/targets whether a variant keeps this decorator, or why it is right without"
+            where = f"{owner}.{function.name.value}" if owner else function.name.value
+            found = f"@{code(decorator.decorator)} on {where}"
+            diagnostics.append(
+                Diagnostic(module.span(where, decorator.decorator), DECORATOR, f"one of {known}", found, help_)
+            )
+    return with_named_super(function, owner).with_changes(decorators=kept)
+
+
+def decorator_name(decorator: cst.Decorator) -> str:
+    """``name`` of ``@name`` and ``@name(...)``."""
+    called = decorator.decorator.func if isinstance(decorator.decorator, cst.Call) else decorator.decorator
+    return code(called)
+
+
+def with_named_super(function: cst.FunctionDef, owner: str) -> cst.FunctionDef:
+    """A method of the class ``owner`` that means the same in another class; a function as it is."""
 
     class _Super(cst.CSTTransformer):
         def leave_Call(self, original_node: cst.Call, updated_node: cst.Call) -> cst.Call:
@@ -195,9 +224,9 @@ def own_method(function: cst.FunctionDef, owner: str, decorators: frozenset[str]
                 return updated_node.with_changes(args=[cst.Arg(cst.Name(owner)), cst.Arg(cst.Name("self"))])
             return updated_node
 
-    result = function.visit(_Super()) if "super" in names(function.body) else function
+    result = function.visit(_Super()) if owner and "super" in names(function.body) else function
     assert isinstance(result, cst.FunctionDef)
-    return result.with_changes(decorators=[d for d in result.decorators if code(d.decorator) in decorators])
+    return result
 
 
 def _unmet(

@@ -12,7 +12,7 @@ from packaging.utils import canonicalize_name
 from tomlkit.exceptions import TOMLKitError
 
 from codegen.diagnostics import InputError
-from codegen.source import PACKAGE
+from codegen.source import PACKAGE, Release
 
 PROJECT = "pyproject.toml"
 CONSTRAINTS = "constraints.txt"
@@ -27,6 +27,31 @@ def moved(folder: Path, version: str) -> dict[str, str]:
     if (folder / CONSTRAINTS).exists():
         texts[CONSTRAINTS] = _constraints(folder / CONSTRAINTS, version)
     return texts
+
+
+def conflicts(folder: Path, release: Release) -> tuple[str, ...]:
+    """The lines of ``constraints.txt`` that do not go with what the release itself requires, each as a sentence.
+
+    A source without metadata (a checkout) says nothing of what it requires.
+    """
+    path = folder / CONSTRAINTS
+    if not path.exists():
+        return ()
+    required: dict[str, list[Requirement]] = {}
+    for requirement in map(Requirement, release.requirements):
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+            required.setdefault(canonicalize_name(requirement.name), []).append(requirement)
+    found = []
+    for line in _read(path).splitlines():
+        try:
+            pinned = Requirement(line.split(" #")[0].strip())
+        except InvalidRequirement:
+            continue
+        exact = [s.version for s in pinned.specifier if s.operator == "=="]
+        for needed in required.get(canonicalize_name(pinned.name), ()):
+            if not all(needed.specifier.contains(version, prereleases=True) for version in exact):
+                found.append(f"{CONSTRAINTS} has {pinned}, and {PACKAGE} {release.version} requires {needed}")
+    return tuple(found)
 
 
 def _project(path: Path, version: str) -> str:

@@ -62,6 +62,8 @@ class Release:
 
     version: str
     _reader: _Reader = field(repr=False)
+    requirements: tuple[str, ...] = ()
+    """What its metadata says it requires (PEP 508), none where it has no metadata."""
 
     def text(self, path: str) -> str:
         """The file's text. Raises SourceError when it cannot be read, MissingSourceError when it is not there."""
@@ -102,7 +104,8 @@ def installed() -> Release:
         raise InputError(
             f"{PACKAGE} is not installed here; pass --source with a wheel file or a folder that holds its source"
         )
-    return Release(version, _Folder(Path(spec.origin).parent))
+    requirements = tuple(importlib.metadata.requires(PACKAGE) or ())
+    return Release(version, _Folder(Path(spec.origin).parent), requirements)
 
 
 def open_release(source: str | Path | None) -> Release:
@@ -118,32 +121,37 @@ def open_release(source: str | Path | None) -> Release:
             text = archive.read(metadata).decode("utf-8")
         except (*_READ_ERRORS, StopIteration, UnicodeDecodeError) as error:
             raise InputError(f"{path} is not a readable wheel: {str(error) or 'no METADATA inside'}") from None
-        return Release(_metadata_version(text, path), _Wheel(archive))
+        version, requirements = _metadata(text, path)
+        return Release(version, _Wheel(archive), requirements)
     if path.is_dir():
         for root in (path, path / PACKAGE, path / "src" / PACKAGE):
             if (root / "models" / "auto" / "modeling_auto.py").is_file():
-                return Release(_folder_version(root), _Folder(root))
+                version, requirements = _folder_metadata(root)
+                return Release(version, _Folder(root), requirements)
         raise InputError(f"{path} holds no {PACKAGE} source (no models/auto/modeling_auto.py below it)")
     raise InputError(f"{path} does not exist")
 
 
-def _metadata_version(text: str, path: Path) -> str:
-    for line in text.splitlines():
-        name, _, value = line.partition(":")
-        if name == "Version":
-            return value.strip()
-    raise InputError(f"{path}: METADATA states no version")
+def _metadata(text: str, path: Path) -> tuple[str, tuple[str, ...]]:
+    """The version and the requirements that a METADATA file states."""
+    from packaging.metadata import parse_email  # slow to import, and not needed for what is installed
+
+    raw, _ = parse_email(text)
+    if "version" not in raw:
+        raise InputError(f"{path}: METADATA states no version")
+    return raw["version"], tuple(raw.get("requires_dist", ()))
 
 
-def _folder_version(root: Path) -> str:
-    """A package states its version as ``__version__ = "..."`` in ``__init__.py``; an unpacked wheel also beside it."""
+def _folder_metadata(root: Path) -> tuple[str, tuple[str, ...]]:
+    """A package states its version as ``__version__ = "..."`` in ``__init__.py``; an unpacked wheel has its metadata
+    beside it."""
     for dist_info in sorted(root.parent.glob(f"{PACKAGE}-*.dist-info/METADATA")):
-        return _metadata_version(dist_info.read_text("utf-8"), dist_info)
+        return _metadata(dist_info.read_text("utf-8"), dist_info)
     try:
         tree = ast.parse((root / "__init__.py").read_text("utf-8"))
     except (OSError, SyntaxError, UnicodeDecodeError) as error:
         raise InputError(f"{root / '__init__.py'}: {error}") from None
     for node in tree.body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__version__":
-            return str(ast.literal_eval(node.value))
+            return str(ast.literal_eval(node.value)), ()
     raise InputError(f"{root / '__init__.py'} states no __version__")

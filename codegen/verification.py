@@ -2,41 +2,79 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from codegen import store
+from codegen.acquire import same_version
 from codegen.diagnostics import InputError
 from codegen.emit import coverage, manifest, verified
 from codegen.generation import coverage_name
 from codegen.presentation import ERR, OUT
 from codegen.review import coverage_rows
+from codegen.source import PACKAGE
 
 if TYPE_CHECKING:
     from runtime.verify.results import FamilyResult
     from runtime.verify.targets import Target
 
+TIME_LIMIT = 900.0  # seconds per family
 ALL, DEFAULT = "all", "default"  # scopes of a record: every case, or the default configuration alone
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What a run found, and what it was asked for."""
+
+    results: tuple[FamilyResult, ...]
+    target: Target
+    stages: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every family passed."""
+        return all(r.status.value == "passed" for r in self.results)
+
+    def plain(self) -> list[dict[str, Any]]:
+        """One dictionary per family, as JSON holds it."""
+        from runtime.verify.results import as_plain
+
+        return as_plain(self.results)
+
+    def show(self, as_json: bool) -> None:
+        """A table, or JSON with one family per line."""
+        from runtime.verify.report import summary, table
+        from runtime.verify.results import to_json
+
+        if as_json:
+            sys.stdout.write(to_json(self.results))
+        else:
+            OUT.print(table(self.results, self.stages, self.target))
+            OUT.print(summary(self.results))
 
 
 def run_verification(
     target_name: str,
     families: Sequence[str],
-    stages: tuple[str, ...],
-    cases: tuple[str, ...],
-    jobs: int,
-    seed: int,
-    time_limit: float,
-    record: bool,
     out: Path,
-    as_json: bool,
-) -> bool:
-    """Whether every family passed; no families are all that were generated, no stages all of the target's. The runtime
-    is imported here and nowhere else in the compiler."""
-    from runtime.verify.report import Reporter, summary, table
-    from runtime.verify.results import to_json
+    stages: tuple[str, ...] = (),
+    cases: tuple[str, ...] = (),
+    jobs: int = 1,
+    seed: int = 0,
+    time_limit: float = TIME_LIMIT,
+    record: bool = False,
+) -> Verified:
+    """Verifies families of the tree ``out``, all that were generated where none is named; no stages are all of the
+    target's, no cases all. The runtime is imported here and nowhere else in the compiler.
+
+    Raises InputError for a name that is unknown, and for a tree that is not the one that the runtime imports.
+    """
+    from runtime.verify.report import Reporter
     from runtime.verify.run import requests_for
     from runtime.verify.run import verify as verify_families
     from runtime.verify.targets import target_named
@@ -60,14 +98,27 @@ def run_verification(
         results = verify_families(
             wanted, stages, jobs, cases, seed, time_limit=time_limit, on_event=reporter, target=target
         )
-    if as_json:
-        sys.stdout.write(to_json(results))
-    else:
-        OUT.print(table(results, stages, target))
-        OUT.print(summary(results))
     if record:
         _record(results, target, DEFAULT if cases else ALL, out)
-    return all(r.status.value == "passed" for r in results)
+    return Verified(tuple(results), target, stages)
+
+
+def check_installed(version: str, out: Path) -> None:
+    """Raises InputError where a tree of that release, in the folder ``out``, cannot be verified: numbers are compared
+    with what is installed, and variants are imported from one tree."""
+    try:
+        have = importlib.metadata.version(PACKAGE)
+    except importlib.metadata.PackageNotFoundError:
+        have = "none"
+    if not same_version(have, version):
+        raise InputError(
+            f"--verify needs {PACKAGE} {version} installed, and there is {have}; bump without it, install that"
+            " release, then run the commands that the report ends with"
+        )
+    spec = find_spec("generated")
+    tree = Path(spec.origin).parent if spec is not None and spec.origin is not None else None
+    if tree is None or tree.resolve() != out.resolve():
+        raise InputError(f"--verify imports the variants of {tree}, not those of {out}")
 
 
 def _outputs(remembered: manifest.Manifest, target: str) -> dict[str, str]:

@@ -15,8 +15,8 @@ import libcst as cst
 from codegen.comparison.alignment import align
 from codegen.comparison.rows import Row, rows
 from codegen.comparison.tokens import Piece, piece
-from codegen.derive import AppliedEdit, own_method
-from codegen.syntax import code, docstring_removed, names
+from codegen.derive import AppliedEdit, decorator_name, with_named_super
+from codegen.syntax import code, docstring_removed
 
 DECORATORS = "emit/decorators"
 SUPER = "emit/super"
@@ -25,7 +25,7 @@ EXTRA = "emit/extra"
 UNEXPLAINED = "unexplained"
 
 WHY = {
-    DECORATORS: "a variant keeps of upstream's decorators those that its target needs",
+    DECORATORS: "a variant keeps of upstream's decorators those that it needs; the target says of each why it may go",
     SUPER: "super() still means the base of the class that upstream's method was written in",
     RUNTIME: "the runtime has this function; there it is annotated and laid out in its own way",
     EXTRA: "what the engine asks of a variant, and upstream's class has not",
@@ -76,14 +76,12 @@ def _bare(function: cst.FunctionDef) -> cst.FunctionDef:
 
 
 def _undecorated(function: cst.FunctionDef, kept: frozenset[str]) -> cst.FunctionDef:
-    decorators = [d for d in function.decorators if code(d.decorator) in kept]
+    decorators = [d for d in function.decorators if decorator_name(d) in kept]
     return function if len(decorators) == len(function.decorators) else function.with_changes(decorators=decorators)
 
 
 def _state(function: cst.FunctionDef, owner: str, kept: frozenset[str]) -> str:
-    if "super" in names(function.body):
-        function = own_method(function, owner, kept)
-    return code(_undecorated(_bare(function), kept))
+    return code(_undecorated(_bare(with_named_super(function, owner)), kept))
 
 
 @dataclass

@@ -93,7 +93,9 @@ def _views(emitted: EmittedModule, written: str) -> Iterator[ClassView]:
         variant, last = (name, UNEXPLAINED) if function in local else (f"{shared[name]}.{name}", RUNTIME)
         node = _top_level(source).get(name)
         rules = tuple(rule.id for rule in function.rules)
-        way = steps(module.functions[name], function.node, "", frozenset(), _edits(emitted, "", name))
+        way = steps(
+            module.functions[name], function.node, "", emitted.target.kept_decorators, _edits(emitted, "", name)
+        )
         shown = []
         if isinstance(node, ast.FunctionDef):
             theirs = definition(source.split("\n"), node)
@@ -107,7 +109,7 @@ def _views(emitted: EmittedModule, written: str) -> Iterator[ClassView]:
 
 
 def _class(emitted: EmittedModule, variant: Variant, node: ast.ClassDef, lines: Sequence[str]) -> ClassView:
-    module, kept = emitted.module, emitted.target.decorators
+    module, kept = emitted.module, emitted.target.kept_decorators
     derived = {method.name.value: method for method in variant.methods}
     shown, extra = [], []
     for member in node.body:

@@ -18,11 +18,4 @@ class Deviation:
     targets: frozenset[str]
 
 
-REFUSED: dict[str, Deviation] = {
-    "moshi": Deviation(
-        "upstream's generate differs from its own forward: its default cache keeps sliding_window tokens while its"
-        " masks show all of them",
-        "upstream's generate with a cache equals its forward without one",
-        frozenset({"qeff"}),
-    ),
-}
+REFUSED: dict[str, Deviation] = {}

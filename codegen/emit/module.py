@@ -72,7 +72,7 @@ def _licence(module: UpstreamModule) -> list[str]:
 
 def _function(function: DerivedFunction) -> str:
     rules = ", ".join(r.id for r in function.rules)
-    bare = docstring_removed(function.node).with_changes(leading_lines=[], decorators=[])
+    bare = docstring_removed(function.node).with_changes(leading_lines=[])
     return f"# {rules}\n{code(bare)}"
 
 

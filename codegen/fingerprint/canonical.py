@@ -26,7 +26,7 @@ from codegen.fingerprint.scopes import (
     function_scope,
 )
 
-_DOCUMENTATION_DECORATORS = frozenset(
+DOCUMENTATION_DECORATORS = frozenset(
     {
         "add_code_sample_docstrings",
         "add_end_docstrings",
@@ -127,7 +127,7 @@ class Canonical:
     def _decorators(self, decorators: Sequence[ast.expr], scope: Scope) -> None:
         for decorator in decorators:
             function = decorator.func if isinstance(decorator, ast.Call) else decorator
-            if isinstance(function, ast.Name) and function.id in _DOCUMENTATION_DECORATORS:
+            if isinstance(function, ast.Name) and function.id in DOCUMENTATION_DECORATORS:
                 continue
             self.out.append("@")
             self.expression(decorator, scope)

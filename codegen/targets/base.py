@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 
 from codegen.diagnostics import Diagnostic
+from codegen.fingerprint.canonical import DOCUMENTATION_DECORATORS
 from codegen.ir import FamilyIR, NormScale, Role, RotaryStyle
 from codegen.rules.base import Rule
 from codegen.upstream import UpstreamModule
+
+DOCUMENTATION = dict.fromkeys(DOCUMENTATION_DECORATORS, "it writes a docstring")
+"""Decorators that every target drops."""
+HUB_KERNEL = "it lets a downloaded kernel take the function's place, which a variant does not call"
 
 Check = Callable[[UpstreamModule, FamilyIR], list[Diagnostic]]
 
@@ -46,4 +51,5 @@ class Target:
     checks: tuple[Check, ...] = ()  # what a family must not do, whatever the rules can do
     models: Role | None = None  # a role whose classes get a variant also where no method changes
     experts_mixin: str = ""  # runtime class put in front of a class of stacked experts, where there is one
-    decorators: frozenset[str] = frozenset()  # upstream's decorators that a variant keeps; the others only document
+    kept_decorators: frozenset[str] = frozenset()  # of upstream's methods, by name
+    dropped_decorators: Mapping[str, str] = field(default_factory=dict)  # name -> why a variant is right without it

@@ -28,13 +28,14 @@ from codegen.rules.qeff.key_bias import KeyBias
 from codegen.rules.qeff.logits_slice import LogitsSlice, WholeLogits
 from codegen.rules.qeff.loss import Loss
 from codegen.rules.qeff.mask_builder import MaskBuilder
+from codegen.rules.qeff.optional_mask import OptionalMask
 from codegen.rules.qeff.padding_positions import PaddingPositions
 from codegen.rules.qeff.position_default import PositionDefault
 from codegen.rules.qeff.position_embedding import PositionEmbedding
 from codegen.rules.qeff.position_name import PositionName
 from codegen.rules.qeff.returned_cache import ReturnedCache
 from codegen.rules.qeff.rounded_product import RoundedProduct
-from codegen.targets.base import Expect, Step, Target
+from codegen.targets.base import DOCUMENTATION, HUB_KERNEL, Expect, Step, Target
 
 QEFF = Target(
     name="qeff",
@@ -56,6 +57,7 @@ QEFF = Target(
         Step(GrownTable()),
         Step(PaddingPositions()),
         Step(GivenPositions()),
+        Step(OptionalMask()),
         Step(MaskBuilder(), Expect.SOMEWHERE),
         Step(BiasedMask()),
         Step(PositionEmbedding()),
@@ -111,5 +113,14 @@ QEFF = Target(
         Role.ATTENTION: "writes and reads a fixed buffer addressed by position_ids",
         Role.ROTARY: "cos and sin looked up in tables that upstream's own forward filled once",
         Role.PART: "the same values in a form that exports",
+    },
+    dropped_decorators=DOCUMENTATION
+    | {
+        "merge_with_config_defaults": "a variant always uses its buffers and returns what the engine takes",
+        "capture_outputs": "an engine's graph returns logits and buffers alone",
+        "check_model_inputs": "a variant always uses its buffers, and a graph returns logits and buffers alone",
+        "can_return_tuple": "a variant returns upstream's output class",
+        "torch.no_grad": "a variant runs without gradients anyway",
+        "use_kernel_func_from_hub": HUB_KERNEL,
     },
 )

@@ -16,7 +16,7 @@ from codegen.rules.rmpad.packed_input import PackedInput
 from codegen.rules.rmpad.packed_output import PackedOutput
 from codegen.rules.rmpad.rotary_kernel import RotaryKernel
 from codegen.rules.rmpad.unpacked_logits import UnpackedLogits
-from codegen.targets.base import Expect, Step, Target
+from codegen.targets.base import DOCUMENTATION, HUB_KERNEL, Expect, Step, Target
 
 PACKING, ROPE, SWIGLU, FUSED = "rmpad", "rope", "swiglu", "fused_linear_cross_entropy"
 RMS_NORM, CROSS_ENTROPY = "rms_norm", "cross_entropy"
@@ -77,5 +77,8 @@ RMPAD = Target(
         Role.EXPERTS: "the same values, by kernels where they fit",
         Role.PART: "the same values, by kernels where they fit",
     },
-    decorators=frozenset({"merge_with_config_defaults", "capture_outputs", "can_return_tuple"}),
+    kept_decorators=frozenset(
+        {"merge_with_config_defaults", "capture_outputs", "check_model_inputs", "can_return_tuple"}
+    ),
+    dropped_decorators=DOCUMENTATION | {"use_kernel_func_from_hub": HUB_KERNEL},
 )

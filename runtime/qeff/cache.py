@@ -164,9 +164,11 @@ class QEffDynamicLayer(CacheLayerMixin):  # type: ignore[misc]
         """Length and offset of the keys: all slots, from slot 0."""
         return self.get_seq_length(), 0
 
-    def get_max_cache_shape(self) -> int:
+    def get_max_length(self) -> int:
         """The buffer length."""
         return self.get_seq_length()
+
+    get_max_cache_shape = get_max_length  # what upstream's older releases call it
 
 
 class QEffDynamicCache(Cache):  # type: ignore[misc]
@@ -290,9 +292,11 @@ class QEffDynamicCache(Cache):  # type: ignore[misc]
         """Length and offset of the keys: all slots, from slot 0."""
         return self.get_seq_length(layer_idx), 0
 
-    def get_max_cache_shape(self, layer_idx: int = 0) -> int:
-        """The buffer length."""
-        return self.get_seq_length(layer_idx)
+    def get_max_length(self, layer_idx: int | None = None) -> int:
+        """The buffer length, of the first layer where none is named: all have the same."""
+        return self.get_seq_length(layer_idx or 0)
+
+    get_max_cache_shape = get_max_length  # what upstream's older releases call it
 
 
 def _zeros(states: Tensor, rows: int | None, slots: int) -> Tensor:

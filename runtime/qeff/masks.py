@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from runtime.qeff.slots import slot_count
+
 
 def mask_scores(scores: Tensor, mask: Tensor) -> Tensor:
     """Hides scores before the softmax.
@@ -29,13 +31,6 @@ def mask_scores(scores: Tensor, mask: Tensor) -> Tensor:
     if mask.dtype is not torch.bool:
         raise TypeError(f"mask_scores: the mask must be bool, True where hidden, found {mask.dtype}")
     return scores.masked_fill(mask, torch.finfo(scores.dtype).min)
-
-
-def _target_length(past_key_values: Any, comp_ctx_lengths: Tensor | None) -> Any:
-    """``T``: the length of ``comp_ctx_lengths`` if it is given, else the buffers' length. Traced while exporting."""
-    if comp_ctx_lengths is not None:
-        return comp_ctx_lengths.shape[-1]
-    return past_key_values.get_seq_length()
 
 
 def _checked_positions(
@@ -90,7 +85,7 @@ def create_causal_mask(
         inputs_embeds: not used, part of upstream's signature.
         attention_mask: must be None.
         cache_position: not used, by upstream neither.
-        past_key_values: cache whose ``get_seq_length()`` is the buffer length.
+        past_key_values: the cache or its buffers, whose length is ``T``.
         position_ids: ``[B, S]`` integers, -1 for a pad.
         or_mask_function: must be None.
         and_mask_function: must be None.
@@ -109,7 +104,7 @@ def create_causal_mask(
         or_mask_function,
         and_mask_function,
     )
-    query, key = _query_and_key_positions(positions, _target_length(past_key_values, comp_ctx_lengths))
+    query, key = _query_and_key_positions(positions, slot_count(past_key_values, comp_ctx_lengths))
     mask: Tensor = key > query
     return mask
 
@@ -146,7 +141,7 @@ def create_sliding_window_causal_mask(
     window = getattr(config, "sliding_window", None)
     if window is None:
         raise ValueError("create_sliding_window_causal_mask: config.sliding_window is not set")
-    query, key = _query_and_key_positions(positions, _target_length(past_key_values, comp_ctx_lengths))
+    query, key = _query_and_key_positions(positions, slot_count(past_key_values, comp_ctx_lengths))
     mask: Tensor = (key > query) | (key <= query - window)
     return mask
 
@@ -183,7 +178,7 @@ def create_chunked_causal_mask(
     chunk = getattr(config, "attention_chunk_size", None)
     if chunk is None:
         raise ValueError("create_chunked_causal_mask: config.attention_chunk_size is not set")
-    query, key = _query_and_key_positions(positions, _target_length(past_key_values, comp_ctx_lengths))
+    query, key = _query_and_key_positions(positions, slot_count(past_key_values, comp_ctx_lengths))
     # A pad's chunk does not matter (every key is after it); without negatives all integer divisions agree.
     query_chunk = torch.div(query.clamp(min=0), chunk, rounding_mode="trunc")
     return (key > query) | (torch.div(key, chunk, rounding_mode="trunc") != query_chunk)

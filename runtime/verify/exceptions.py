@@ -50,6 +50,9 @@ EXCEPTIONS: Final[Mapping[str, Mapping[str, Exceptional]]] = {
         )
     },
     "mamba2": {"head_dim": Exceptional(32, "heads x head_dim must be expand x hidden")},
+    "mimo_v2_flash": {
+        "num_key_value_heads": Exceptional(3, "sliding layers have twice as many, which must divide the query heads")
+    },
     "reformer": {
         "axial_pos_shape": Exceptional([8, 16], "must multiply to the positions"),
         "axial_pos_embds_dim": Exceptional([32, 64], "must add up to the hidden size"),

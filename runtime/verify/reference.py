@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import GenerationConfig
+from transformers import DynamicCache, GenerationConfig
 
 from runtime.verify.prompts import DECODE_STEPS, Prompts
 
@@ -18,6 +18,7 @@ class Method(Enum):
     """How upstream was asked."""
 
     GENERATE = "generate"
+    WHOLE_CACHE = "generate with a cache that keeps everything"
     RECOMPUTE = "recompute"
 
 
@@ -83,8 +84,10 @@ def _checked(found: Reference) -> Reference:
 
 
 @torch.no_grad()
-def by_generate(model: nn.Module, prompts: Prompts, steps: int) -> Reference:
-    """Upstream's own greedy `generate`, with its cache. No end token stops it, no processor touches the logits."""
+def by_generate(model: nn.Module, prompts: Prompts, steps: int, method: Method = Method.GENERATE) -> Reference:
+    """Upstream's own greedy `generate`, with the cache that it chooses, or with one without any window. No end token
+    stops it, no processor touches the logits.
+    """
     settings = GenerationConfig(
         do_sample=False,
         max_new_tokens=steps,
@@ -98,19 +101,21 @@ def by_generate(model: nn.Module, prompts: Prompts, steps: int) -> Reference:
         fresh: Any = copy.deepcopy(model)  # dynamic rope remembers the longest sequence it saw
         fresh.generation_config = copy.deepcopy(settings)
         ids = torch.tensor([row])
-        out = fresh.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings)
+        cache = {"past_key_values": DynamicCache()} if method is Method.WHOLE_CACHE else {}
+        out = fresh.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings, **cache)
         if out.sequences.shape[1] != len(row) + steps:
             raise RuntimeError(f"generated {out.sequences.shape[1] - len(row)} tokens instead of {steps}")
         tokens.append(out.sequences[0, len(row) :])
         logits.append(torch.stack([step[0].float() for step in out.logits]))
-    return Reference(torch.stack(tokens), torch.stack(logits), Method.GENERATE)
+    return Reference(torch.stack(tokens), torch.stack(logits), method)
 
 
 @torch.no_grad()
 def by_recompute(model: nn.Module, prompts: Prompts, steps: int) -> Reference:
     """The plain definition: for every token a forward pass over the whole sequence so far, from an empty cache.
 
-    The cache stays on because some types have layers that read the keys of another layer from it.
+    The cache stays on because some types have layers that read the keys of another layer from it, and the mask of ones
+    is there because some are causal only where they are given one.
     """
     tokens, logits = [], []
     for row in prompts.rows:
@@ -118,7 +123,8 @@ def by_recompute(model: nn.Module, prompts: Prompts, steps: int) -> Reference:
         sequence = list(row)
         chosen = []
         for _ in range(steps):
-            out = fresh(input_ids=torch.tensor([sequence]), use_cache=True)
+            ids = torch.tensor([sequence])
+            out = fresh(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=True)
             last = out.logits[0, -1].float()
             chosen.append(last)
             sequence.append(int(last.argmax()))

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import Enum, StrEnum
 from typing import Any
@@ -97,10 +97,15 @@ def status_of(parts: list[Status]) -> Status:
     return Status.PASSED if Status.PASSED in parts else Status.UPSTREAM_REFUSES
 
 
-def to_json(results: list[FamilyResult]) -> str:
+def to_json(results: Sequence[FamilyResult]) -> str:
     """One family per line, so that differences between two files are readable."""
-    lines = [json.dumps(_plain(dataclasses.asdict(result)), sort_keys=True) for result in results]
+    lines = [json.dumps(one, sort_keys=True) for one in as_plain(results)]
     return "[\n" + ",\n".join(lines) + "\n]\n"
+
+
+def as_plain(results: Sequence[FamilyResult]) -> list[dict[str, Any]]:
+    """The results as what JSON can hold."""
+    return [{name: _plain(value) for name, value in dataclasses.asdict(result).items()} for result in results]
 
 
 def _plain(value: Any) -> Any:

@@ -9,7 +9,7 @@ from torch import nn
 from runtime.verify import factory
 from runtime.verify.cases import Case
 from runtime.verify.prompts import DECODE_STEPS, Prompts, random_prompts
-from runtime.verify.reference import Reference, UpstreamFailsError, by_recompute, reference
+from runtime.verify.reference import Method, Reference, UpstreamFailsError, by_generate, by_recompute, reference
 
 _ATTEMPTS = 5
 _SAFE_MARGIN = 2e-4
@@ -23,16 +23,14 @@ _BY_LENGTH = ("longrope", "dynamic")
 
 @dataclass(frozen=True)
 class Subject:
-    """What is verified. `without_cache` is upstream's answer by recomputing everything, where it may differ: see
-    `prepare`.
-    """
+    """What is verified. `alternatives` are upstream's answers by other ways, where they may differ: see `prepare`."""
 
     family: str
     case: Case
     seed: int
     prompts: Prompts
     expected: Reference
-    without_cache: Reference | None = None
+    alternatives: tuple[Reference, ...] = ()
 
     def model(self, attention: str | None = "eager") -> nn.Module:
         """A new, unmodified upstream model with the weights that the reference was made with; see `factory.build`."""
@@ -43,10 +41,12 @@ def prepare(family: str, case: Case, seed: int = 0) -> Subject:
     """Asks unmodified upstream, with the first of a few seeds whose answer has neither a near tie nor too few
     different tokens.
 
-    Upstream has two answers, with its cache and without, for rope whose frequencies depend on the sequence's length
-    (cached keys keep old frequencies), and for a window that a configuration sets and the model's masks do not know
-    (the cache forgets what they show). Both are upstream's, and a family's own `generate` may mean either, so both
-    are kept. Raises `factory.CannotBuildError` and `reference.UpstreamFailsError`: upstream refuses the case.
+    Upstream has another answer without its cache for rope whose frequencies depend on the sequence's length (cached
+    keys keep old frequencies), and with a cache that keeps everything for a window that a configuration sets and the
+    model's masks do not know (its own cache forgets what they show). All are upstream's, and a family's own `generate`
+    may mean any, so all are kept.
+
+    Raises `factory.CannotBuildError` and `reference.UpstreamFailsError`: upstream refuses the case.
     """
     best: tuple[tuple[bool, int], Subject] | None = None
     for attempt in range(_ATTEMPTS):
@@ -54,7 +54,7 @@ def prepare(family: str, case: Case, seed: int = 0) -> Subject:
         config, model = factory.build(family, case.overrides, current)
         prompts = random_prompts(seed=current)
         expected = reference(model, prompts)
-        subject = Subject(family, case, current, prompts, expected, _without_cache(config, model, prompts))
+        subject = Subject(family, case, current, prompts, expected, _alternatives(config, model, prompts))
         safe = float(expected.margins().min()) >= _SAFE_MARGIN
         if safe and expected.variety >= _ENOUGH_VARIETY:
             return subject
@@ -65,10 +65,13 @@ def prepare(family: str, case: Case, seed: int = 0) -> Subject:
     return best[1]
 
 
-def _without_cache(config: Any, model: nn.Module, prompts: Prompts) -> Reference | None:
-    if not depends_on_length(config) and not _forgets(config):
-        return None
-    return by_recompute(model, prompts, DECODE_STEPS)
+def _alternatives(config: Any, model: nn.Module, prompts: Prompts) -> tuple[Reference, ...]:
+    found = []
+    if depends_on_length(config) or _forgets(config):
+        found.append(by_recompute(model, prompts, DECODE_STEPS))
+    if _forgets(config):
+        found.append(by_generate(model, prompts, DECODE_STEPS, Method.WHOLE_CACHE))
+    return tuple(found)
 
 
 def _forgets(config: Any) -> bool:

@@ -3,7 +3,11 @@
 import libcst as cst
 import pytest
 
-from codegen.diagnostics import Refused
+from codegen.derive import written
+from codegen.diagnostics import Diagnostic, Refused
+from codegen.syntax import code
+from codegen.targets import TARGETS
+from codegen.targets.base import Target
 from codegen.upstream import UpstreamModule
 from codegen.verify import checked_text, problems
 
@@ -68,3 +72,46 @@ def test_text_that_is_not_python() -> None:
     assert checked_text("models/case.py", "x = 1\n") == "x = 1\n"
     with pytest.raises(Refused, match=r"verify/syntax.*outside function"):
         checked_text("models/case.py", "return 1\n")
+
+
+DECORATED = """
+def unheard_of(function):
+    return function
+
+
+class Case:
+    {decorator}
+    def forward(self, x):
+        return super().forward(x)
+"""
+
+
+@pytest.mark.parametrize(
+    ("decorator", "kept"),
+    [
+        ("@auto_docstring", ""),
+        ("@auto_docstring(custom_intro='x')", ""),
+        ("@capture_outputs", "capture_outputs"),
+        ("@capture_outputs(tie_last_hidden_states=False)", "capture_outputs(tie_last_hidden_states=False)"),
+    ],
+)
+def test_decorators_a_target_knows(decorator: str, kept: str) -> None:
+    node, diagnostics = _decorated(decorator, TARGETS["rmpad"])
+    assert diagnostics == []
+    assert [code(d.decorator) for d in node.decorators] == ([kept] if kept else [])
+
+
+@pytest.mark.parametrize("target", TARGETS.values(), ids=lambda t: t.name)
+def test_a_decorator_that_a_target_does_not_know_refuses_the_family(target: Target) -> None:
+    _, (problem,) = _decorated("@unheard_of(1)", target)
+    assert problem.rule == "derive/decorator" and problem.span.line == 7
+    assert problem.found == "@unheard_of(1) on Case.forward" and "auto_docstring" in problem.expected
+
+
+def _decorated(decorator: str, target: Target) -> tuple[cst.FunctionDef, list[Diagnostic]]:
+    module = UpstreamModule("models/case.py", DECORATED.replace("{decorator}", decorator))
+    function = module.method("Case", "forward")
+    assert function is not None
+    diagnostics: list[Diagnostic] = []
+    node = written(module, "Case", function.node, target, diagnostics)
+    return node, diagnostics

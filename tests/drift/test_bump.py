@@ -2,13 +2,17 @@
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from bench import CONSTRAINTS, HEADS, PIN, Ended, contents, rewrite, run, write_release
 
-from codegen import store
+from codegen import store, verification
 from codegen.emit import manifest
+from codegen.verification import Verified
+from runtime.verify.results import FamilyResult, Status
+from runtime.verify.targets import target_named
 
 DONE, DIFFERENT, UNUSABLE = 0, 1, 2
 NAMES = ("llama", "phi")
@@ -182,3 +186,54 @@ def test_a_generated_path_never_leaves_the_tree(root: Path, path: str) -> None:
         store.plan(out, {}, (path,))
     with pytest.raises(store.StoreError, match="not a plain relative path"):
         store.plan(out, {}, (), {f"../{path}": ""})
+
+
+def test_pins_that_do_not_go_with_the_release(root: Path) -> None:
+    """Said, and counted as a difference; which other pin to take is the reader's choice."""
+    unpacked = root / "unpacked"
+    metadata = unpacked / "transformers-2.0.0.dist-info" / "METADATA"
+    metadata.parent.mkdir(parents=True)
+    (root / "new").rename(unpacked / "transformers")
+    requires = ["torch>=3,<4", "transformers-stream>=1", "tokenizers>9", 'torch>9; extra == "new"']
+    lines = ["Metadata-Version: 2.1", "Name: transformers", "Version: 2.0.0"]
+    metadata.write_text("\n".join([*lines, *(f"Requires-Dist: {line}" for line in requires)]) + "\n\nText\n")
+    done = run(
+        "bump", "2.0.0", "--source", unpacked, "--base", root / "old",
+        "--out", root / "project/generated", "--jobs", 1, "--json",
+    )  # fmt: skip
+    assert done.code == DIFFERENT
+    said = "constraints.txt has torch==2.13.0, and transformers 2.0.0 requires torch<4,>=3"
+    assert done.json["conflicts"] == [said]
+
+
+def test_verification_needs_what_it_compares_with(root: Path) -> None:
+    before = contents(root)
+    done = _bump(root, "--verify")
+    assert done.code == UNUSABLE and "--verify needs transformers 2.0.0 installed, and there is 5" in done.err
+    assert _bump(root, "--verify", "--dry-run").code == UNUSABLE
+    assert contents(root) == before
+
+
+@pytest.mark.parametrize("status", [Status.PASSED, Status.FAILED])
+def test_what_changed_is_verified(root: Path, status: Status, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both targets, what changed alone, recorded; in one JSON document with the report."""
+    asked = []
+
+    def verify(target: str, families: Sequence[str], out: Path, **options: object) -> Verified:
+        asked.append((target, *families, options["record"]))
+        return Verified(tuple(FamilyResult(name, status) for name in families), target_named(target), ())
+
+    monkeypatch.setattr(verification, "check_installed", lambda version, out: None)
+    monkeypatch.setattr(verification, "run_verification", verify)
+    done = _bump(root, "--verify", "--json")
+    assert asked == [("qeff", "llama", True), ("rmpad", "llama", True)]
+    assert done.code == DIFFERENT and done.json["written"]
+    assert {target: [one["status"] for one in found] for target, found in done.json["verified"].items()} == {
+        "qeff": [status.value],
+        "rmpad": [status.value],
+    }
+    again = run(
+        "bump", "2.0.0", "--source", root / "new", "--base", root / "new",
+        "--out", root / "project/generated", "--jobs", 1, "--verify",
+    )  # fmt: skip
+    assert again.code == DONE and len(asked) == 2, "nothing changed, nothing to verify"

@@ -123,9 +123,9 @@ def test_an_exception_is_a_failed_check(subject: Subject) -> None:
     assert "no luck" in check.message
 
 
-def test_a_row_may_follow_either_of_upstreams_two_answers_but_only_whole(subject: Subject) -> None:
+def test_a_row_may_follow_any_of_upstreams_answers_but_only_whole(subject: Subject) -> None:
     other = Reference(subject.expected.tokens, subject.expected.logits + 1.0, Method.RECOMPUTE)
-    both = Subject(subject.family, subject.case, subject.seed, subject.prompts, subject.expected, other)
+    both = Subject(subject.family, subject.case, subject.seed, subject.prompts, subject.expected, (other,))
     tokens = subject.expected.tokens
     mixed = subject.expected.logits.clone()
     mixed[1] += 1.0

@@ -21,8 +21,14 @@ def hidden_states_of_layers(trial: Trial) -> Iterator[Measured]:
     found = model(**batch.inputs, output_hidden_states=True).hidden_states
     if found is None or len(found) != len(expected[0]):
         raise AssertionError(f"{0 if found is None else len(found)} hidden states, upstream's {len(expected[0])}")
-    for mine, *theirs in zip(found, *expected, strict=True):
-        yield Measured("hidden states", logits_error(batch.packed_logits(mine), [one[0] for one in theirs]))
+    for states in zip(found, *expected, strict=True):
+        for mine, *theirs in zip(*map(_streams, states), strict=True):
+            yield Measured("hidden states", logits_error(batch.packed_logits(mine), [one[0] for one in theirs]))
+
+
+def _streams(states: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Hidden states [..., 1, T, H] as tensors [1, T, H]: some models carry several beside each other."""
+    return states.reshape(-1, *states.shape[-3:]).unbind()
 
 
 @torch.no_grad()
