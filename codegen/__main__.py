@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from codegen import store
-from codegen.diagnostics import Diagnostic, InputError, Refused
+from codegen.diagnostics import InputError, Refused
 from codegen.generation import FileState, Tree, build
-from codegen.presentation import progress, say, warn
+from codegen.presentation import print_json, progress, say, show_drift_as, tell_refusals, warn
 from codegen.source import Release, open_release
 from codegen.targets import TARGETS
 
 if TYPE_CHECKING:
-    from codegen.drift import Report
+    pass
 
 ROOT = Path(__file__).parent.parent / "generated"
 FRESH, DIFFERENT, UNUSABLE = 0, 1, 2
@@ -84,14 +83,14 @@ def generate(
         "newly_refused": [{**problem.as_dict(), "family": name} for name, problem in refused],
     }
     if as_json:
-        _print_json(report)
+        print_json(report)
     else:
         say(
             f"transformers {tree.version}: {report['generated']} families generated, {report['refused']} refused;"
             f" {len(changes.created)} files created, {len(changes.updated)} updated, {len(changes.orphaned)} removed,"
             f" {len(changes.unchanged)} unchanged"
         )
-        _tell_refusals(refused)
+        tell_refusals(refused)
     raise typer.Exit(DIFFERENT if refused else FRESH)
 
 
@@ -110,7 +109,7 @@ def check(
     refused = tree.newly_refused()
     different = {path: state for path, state in tree.states.items() if state is not FileState.FRESH}
     if as_json:
-        _print_json({path: state.value for path, state in tree.states.items()})
+        print_json({path: state.value for path, state in tree.states.items()})
     elif not different:
         say(f"{len(tree.states)} files are fresh")
     else:
@@ -120,7 +119,7 @@ def check(
             warn(f"{state.value}: {path}")
             show_diff(out / path, tree.files.get(path, ""), path)
         say("run: regraft generate")
-    _tell_refusals(refused)
+    tell_refusals(refused)
     raise typer.Exit(DIFFERENT if different or refused else FRESH)
 
 
@@ -138,7 +137,7 @@ def diff(
 
     found = variants_of(open_release(source), family, target)
     if as_json:
-        _print_json({cls.variant: "\n".join(unified(found, cls)) for cls in found.classes})
+        print_json({cls.variant: "\n".join(unified(found, cls)) for cls in found.classes})
         return
     from codegen.presentation import show_variants
 
@@ -164,7 +163,7 @@ def report(
     with progress("comparing", quiet=as_json) as bar:
         page = written(tree, out, against, source, base, jobs, bar.planned, bar.done)
     if as_json:
-        _print_json(page.as_dict())
+        print_json(page.as_dict())
     else:
         say(f"{page.path}: {page.families} families, {page.size / 1e6:.1f} MB; open it in a browser")
     if page.edited:
@@ -179,7 +178,7 @@ def inspect(family: OneFamily, source: Source = None, target: TargetName = "qeff
 
     facts = inspection(open_release(source), family, target)
     if as_json:
-        _print_json(facts.as_dict())
+        print_json(facts.as_dict())
     else:
         from codegen.presentation import show_inspection
 
@@ -199,7 +198,7 @@ def explain(
 
     found = explanations(open_release(source), place, out)
     if as_json:
-        _print_json([e.as_dict() for e in found])
+        print_json([e.as_dict() for e in found])
         return
     from codegen.presentation import show_explanations
 
@@ -254,7 +253,7 @@ def coverage(out: Out = ROOT, as_json: Json = False) -> None:
 
     rows = coverage_rows(out)
     if as_json:
-        _print_json({target: [row.as_dict() for row in listed] for target, listed in rows.items()})
+        print_json({target: [row.as_dict() for row in listed] for target, listed in rows.items()})
         return
     from codegen.presentation import show_coverage
 
@@ -271,7 +270,7 @@ def rules(
 
     found = rule_list(rule)
     if as_json:
-        _print_json([r.as_dict() for r in found])
+        print_json([r.as_dict() for r in found])
         return
     from codegen.presentation import show_rules
 
@@ -300,7 +299,7 @@ def drift(
     releases = acquire(before), acquire(after)
     old, new = (Side(release, _tree(release, out, jobs, as_json).compiled) for release in releases)
     found = compare(old, new)
-    _show_drift(found, as_json, as_markdown)
+    show_drift_as(found, as_json, as_markdown)
     raise typer.Exit(DIFFERENT if found.differs else FRESH)
 
 
@@ -346,7 +345,7 @@ def bump(
     families = {target: names for target in TARGETS if (names := to_verify(found, target))}
     commands = [f"regraft verify --target {target} --record {' '.join(names)}" for target, names in families.items()]
     if not as_json:
-        _show_drift(found, as_json, as_markdown)
+        show_drift_as(found, as_json, as_markdown)
         say_beside = warn if as_markdown else say  # the report may go into a file
         if changes is None:
             say_beside("nothing was written (--dry-run)")
@@ -364,7 +363,7 @@ def bump(
     if as_json:
         plain = {target: one.plain() for target, one in verified.items()}
         rest = {"written": written, "removed": removed, "conflicts": list(prepared.conflicts)}
-        _print_json({**found.as_dict(), **rest, "verify": commands, "verified": plain})
+        print_json({**found.as_dict(), **rest, "verify": commands, "verified": plain})
     failed = not all(one.passed for one in verified.values())
     raise typer.Exit(DIFFERENT if found.differs or prepared.conflicts or failed else FRESH)
 
@@ -380,24 +379,6 @@ def _one_form(as_json: bool, as_markdown: bool) -> None:
         raise InputError("--json and --markdown are two forms of one report; pass one of them")
 
 
-def _show_drift(found: Report, as_json: bool, as_markdown: bool) -> None:
-    if as_json:
-        _print_json(found.as_dict())
-    elif as_markdown:
-        from codegen.emit.drift import markdown
-
-        sys.stdout.write(markdown(found))
-    else:
-        from codegen.presentation import show_drift
-
-        show_drift(found)
-
-
-def _tell_refusals(refused: list[tuple[str, Diagnostic]]) -> None:
-    for name, problem in refused:
-        warn(f"newly refused: {name}: {problem}")
-
-
 def _count(tree: Tree, what: str) -> int:
     return len(
         {
@@ -406,11 +387,6 @@ def _count(tree: Tree, what: str) -> int:
             for f in (c.generated if what == "generated" else [r for r, _ in c.refused])
         }
     )
-
-
-def _print_json(value: Any) -> None:
-    json.dump(value, sys.stdout, indent=2)
-    sys.stdout.write("\n")
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -15,6 +16,7 @@ from rich.markup import escape
 if TYPE_CHECKING:
     from codegen.comparison.unified import FamilyVariants
     from codegen.comparison.variants import ClassView
+    from codegen.diagnostics import Diagnostic
     from codegen.drift import Report
     from codegen.emit.coverage import Row
     from codegen.review import Explanation, Inspection, RuleFacts
@@ -31,6 +33,17 @@ def say(text: str) -> None:
 def warn(text: str) -> None:
     """To standard error, so that ``--json`` output stays clean."""
     ERR.print(escape(text), style="yellow")
+
+
+def print_json(value: Any) -> None:
+    json.dump(value, sys.stdout, indent=2)
+    sys.stdout.write("\n")
+
+
+def tell_refusals(refused: Sequence[tuple[str, Diagnostic]]) -> None:
+    """Families that are refused and were not before."""
+    for name, problem in refused:
+        warn(f"newly refused: {name}: {problem}")
 
 
 class Bar:
@@ -217,6 +230,18 @@ def show_coverage(rows: Mapping[str, Sequence[Row]]) -> None:
         states = [row.state.value for row in listed]
         say(", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states)))
     say("with places and remedies: regraft coverage --json, regraft inspect TYPE")
+
+
+def show_drift_as(report: Report, as_json: bool, as_markdown: bool) -> None:
+    """In the form that was asked for."""
+    if as_json:
+        print_json(report.as_dict())
+    elif as_markdown:
+        from codegen.emit.drift import markdown
+
+        sys.stdout.write(markdown(report))
+    else:
+        show_drift(report)
 
 
 def show_drift(report: Report) -> None:
