@@ -442,12 +442,13 @@
     return result;
   }
 
-  function ruleBox(ids, size) {
+  // `room` is how many lines there are for it: those of the change, and a few below that say nothing themselves.
+  function ruleBox(ids, room) {
     const names = ids.filter(Boolean);
     if (!names.length) return null;
-    const box = h("div", { class: `made${names.includes("unexplained") ? " bad" : ""}`, tabindex: size < 3 * names.length ? "0" : null },
+    const box = h("div", { class: `made${names.includes("unexplained") ? " bad" : ""}`, tabindex: room < 3 * names.length ? "0" : null },
       names.map((id) => h("p", {}, h("span", { class: "rule" }, id), " ", h("span", { class: "why" }, (D.rules[id] || { why: "" }).why))));
-    box.style.webkitLineClamp = String(size); // as many lines as the change has; the rest when pointed at or focused
+    box.style.webkitLineClamp = String(room); // the rest is shown when pointed at or focused
     return box;
   }
 
@@ -487,7 +488,9 @@
       if (titles[2] && (i === 0 || sets(i - 1) !== sets(i) || blocks[i - 1][0] !== kind)) {
         let size = 1;
         while (i + size < blocks.length && blocks[i + size][0] === kind && sets(i + size) === sets(i)) size++;
-        row.append(h("td", { class: `by ${changed ? "marked" : ""}`, rowspan: size > 1 ? size : null }, changed ? ruleBox(D.sets[set], size) : null));
+        const below = blocks[i + size];
+        const room = size + (below && below[0] === SAME ? Math.min(below.length - 3, EDGE - 1) : 0);
+        row.append(h("td", { class: `by ${changed ? "marked" : ""}`, rowspan: size > 1 ? size : null }, changed ? ruleBox(D.sets[set], room) : null));
       }
       body.append(row);
     }

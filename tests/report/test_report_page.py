@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from bench import run
-from chromium import Opened, opened, started
+from chromium import Opened, executable, opened, started
 from playwright.sync_api import Browser
 from small_project import HOSTILE, Project, data_of, make
 
@@ -495,3 +495,14 @@ def test_print(tab: Opened) -> None:
     tab.page.evaluate("dispatchEvent(new Event('beforeprint'))")
     assert tab.page.locator("tr.fold").count() == 0, "paper has no buttons"
     assert len(tab.page.pdf()) > 10_000
+
+
+def test_without_a_browser(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests are left out, but not where everything has to be tested."""
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CI", raising=False)
+    with pytest.raises(pytest.skip.Exception, match="make browser"):
+        executable()
+    monkeypatch.setenv("CI", "true")
+    with pytest.raises(pytest.fail.Exception, match="make browser"):
+        executable()
