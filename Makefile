@@ -1,5 +1,6 @@
 # make            set up, compile every family, verify a few, show the coverage table
 # make test       set up, lint, types, tests: what CI runs
+# make browser    Chromium for the tests of the report, where there is none (Debian, as root)
 # make verify-all verify every family with every case and record it in generated/ (over an hour on two cores)
 # make bench      ratios of the compiler, of imports and of training steps, measured side by side
 
@@ -12,7 +13,7 @@ REPRESENTATIVE ?= llama gemma2 phi3 mixtral gpt_oss
 # Tiny models: threads of one process only get in each other's way.
 export OMP_NUM_THREADS := 1
 
-.PHONY: all install generate verify test lint verify-all bench
+.PHONY: all install generate verify test browser lint verify-all bench
 
 all: install generate verify
 	$(BIN)/regraft coverage
@@ -37,7 +38,13 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint
+browser:
+	@if command -v chromium || command -v google-chrome; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get; then \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium; \
+	else echo "no Chromium: tests of the report in a browser are skipped; Debian has it as chromium" >&2; fi >/dev/null
+
+test: lint browser
 	$(BIN)/regraft check
 	$(BIN)/regraft check --out examples/own_model/tarn_variants
 	$(BIN)/pytest -n $(JOBS)

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
 from codegen import store
-from codegen.diagnostics import Diagnostic, InputError, Refused
+from codegen.diagnostics import InputError, Refused
 from codegen.generation import FileState, Tree, build
 from codegen.own.choice import SHIPPED, chosen_source, own_source
-from codegen.presentation import progress, say, warn
+from codegen.presentation import one_form, print_json, progress, say, show_drift_as, tell_refusals, warn
 from codegen.source import Release
 from codegen.targets import TARGETS
-
-if TYPE_CHECKING:
-    from codegen.drift import Report
 
 FRESH, DIFFERENT, UNUSABLE = 0, 1, 2
 
@@ -95,12 +91,12 @@ def generate(
         "removed": list(changes.orphaned),
         "unchanged": len(changes.unchanged),
         "compiled_files": len(tree.compiled) - tree.reused,
-        "generated": _count(tree, "generated"),
-        "refused": _count(tree, "refused"),
+        "generated": tree.count("generated"),
+        "refused": tree.count("refused"),
         "newly_refused": [{**problem.as_dict(), "family": name} for name, problem in refused],
     }
     if as_json:
-        _print_json(report)
+        print_json(report)
     else:
         for line in found:
             say(f"{line}; its classes are of {release.package}")
@@ -109,7 +105,7 @@ def generate(
             f" {len(changes.created)} files created, {len(changes.updated)} updated, {len(changes.orphaned)} removed,"
             f" {len(changes.unchanged)} unchanged"
         )
-        _tell_refusals(refused)
+        tell_refusals(refused)
     raise typer.Exit(DIFFERENT if refused else FRESH)
 
 
@@ -129,7 +125,7 @@ def check(
     refused = tree.newly_refused()
     different = {path: state for path, state in tree.states.items() if state is not FileState.FRESH}
     if as_json:
-        _print_json({path: state.value for path, state in tree.states.items()})
+        print_json({path: state.value for path, state in tree.states.items()})
     elif not different:
         say(f"{len(tree.states)} files are fresh")
     else:
@@ -139,24 +135,57 @@ def check(
             warn(f"{state.value}: {path}")
             show_diff(out / path, tree.files.get(path, ""), path)
         say("run: regraft generate" + (f" --out {out}" if out != SHIPPED else ""))
-    _tell_refusals(refused)
+    tell_refusals(refused)
     raise typer.Exit(DIFFERENT if different or refused else FRESH)
 
 
 @app.command()
 def diff(
-    family: OneFamily, source: Source = None, target: TargetName = "qeff", as_json: Json = False, own: From = None
+    family: OneFamily,
+    source: Source = None,
+    target: TargetName = "qeff",
+    as_json: Json = False,
+    own: From = None,
+    pager: Annotated[bool, typer.Option("--pager/--no-pager", help="On a terminal, a page at a time.")] = True,
 ) -> None:
-    """Upstream's classes against their variants, as a unified diff."""
-    from codegen.review import class_diffs
+    """Upstream's classes against their variants, as a unified diff; each hunk says which rules made it."""
+    from codegen.comparison.unified import unified
+    from codegen.review import variants_of
 
-    diffs = class_diffs(chosen_source(source, own), family, target)
+    found = variants_of(chosen_source(source, own), family, target)
     if as_json:
-        _print_json(dict(diffs))
+        print_json({cls.variant: "\n".join(unified(found, cls)) for cls in found.classes})
         return
-    from codegen.presentation import show_diff_text
+    from codegen.presentation import show_variants
 
-    show_diff_text("\n".join(text for _, text in diffs))
+    show_variants(found, pager)
+
+
+@app.command()
+def report(
+    against: Annotated[str | None, typer.Option(metavar="REV", help="Also show what changed since a revision.")] = None,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The page.")] = Path("regraft-report.html"),
+    source: Source = None,
+    base: Annotated[str | None, typer.Option(help="The same for the release of REV's tree.")] = None,
+    tree: Annotated[Path, typer.Option(help="The generated tree.")] = SHIPPED,
+    jobs: Jobs = CPUS,
+    as_json: Json = False,
+) -> None:
+    """One HTML file for reviewing a regeneration: variants beside upstream, with the rule of each changed line.
+
+    Exit codes: 0 written; 1 written, but a file of the tree is edited by hand; 2 unusable input, nothing written.
+    """
+    from codegen.report.command import written
+
+    with progress("comparing", quiet=as_json) as bar:
+        page = written(tree, out, against, source, base, jobs, bar.planned, bar.done)
+    if as_json:
+        print_json(page.as_dict())
+    else:
+        say(f"{page.path}: {page.families} families, {page.size / 1e6:.1f} MB; open it in a browser")
+    if page.edited:
+        warn(f"edited by hand: {', '.join(page.edited)}; the page marks what no rule made")
+    raise typer.Exit(DIFFERENT if page.edited else FRESH)
 
 
 @app.command()
@@ -168,7 +197,7 @@ def inspect(
 
     facts = inspection(chosen_source(source, own), family, target)
     if as_json:
-        _print_json(facts.as_dict())
+        print_json(facts.as_dict())
     else:
         from codegen.presentation import show_inspection
 
@@ -188,7 +217,7 @@ def explain(
 
     found = explanations(chosen_source(source, None, None, out), place, out)
     if as_json:
-        _print_json([e.as_dict() for e in found])
+        print_json([e.as_dict() for e in found])
         return
     from codegen.presentation import show_explanations
 
@@ -246,7 +275,7 @@ def coverage(out: Out = SHIPPED, as_json: Json = False) -> None:
 
     rows = coverage_rows(out)
     if as_json:
-        _print_json({target: [row.as_dict() for row in listed] for target, listed in rows.items()})
+        print_json({target: [row.as_dict() for row in listed] for target, listed in rows.items()})
         return
     from codegen.presentation import show_coverage
 
@@ -263,7 +292,7 @@ def rules(
 
     found = rule_list(rule)
     if as_json:
-        _print_json([r.as_dict() for r in found])
+        print_json([r.as_dict() for r in found])
         return
     from codegen.presentation import show_rules
 
@@ -288,11 +317,11 @@ def drift(
     from codegen.acquire import acquire
     from codegen.drift import Side, compare
 
-    _one_form(as_json, as_markdown)
+    one_form(as_json, as_markdown)
     releases = acquire(before), acquire(after)
     old, new = (Side(release, _tree(release, out, jobs, as_json).compiled) for release in releases)
     found = compare(old, new)
-    _show_drift(found, as_json, as_markdown)
+    show_drift_as(found, as_json, as_markdown)
     raise typer.Exit(DIFFERENT if found.differs else FRESH)
 
 
@@ -321,7 +350,7 @@ def bump(
     """
     from codegen.bump import endpoints, prepare, to_verify, write
 
-    _one_form(as_json, as_markdown)
+    one_form(as_json, as_markdown)
     out = out.resolve()
     if verify:
         if dry_run:
@@ -338,7 +367,7 @@ def bump(
     families = {target: names for target in TARGETS if (names := to_verify(found, target))}
     commands = [f"regraft verify --target {target} --record {' '.join(names)}" for target, names in families.items()]
     if not as_json:
-        _show_drift(found, as_json, as_markdown)
+        show_drift_as(found, as_json, as_markdown)
         say_beside = warn if as_markdown else say  # the report may go into a file
         if changes is None:
             say_beside("nothing was written (--dry-run)")
@@ -356,7 +385,7 @@ def bump(
     if as_json:
         plain = {target: one.plain() for target, one in verified.items()}
         rest = {"written": written, "removed": removed, "conflicts": list(prepared.conflicts)}
-        _print_json({**found.as_dict(), **rest, "verify": commands, "verified": plain})
+        print_json({**found.as_dict(), **rest, "verify": commands, "verified": plain})
     failed = not all(one.passed for one in verified.values())
     raise typer.Exit(DIFFERENT if found.differs or prepared.conflicts or failed else FRESH)
 
@@ -365,44 +394,6 @@ def _tree(release: Release, out: Path, jobs: int, quiet: bool) -> Tree:
     """What becomes of a release; what is fresh under ``out`` is not compiled again."""
     with progress(f"compiling {release.version}", quiet) as bar:
         return build(release, out, (), jobs, bar.planned, lambda c: bar.done(c.stem))
-
-
-def _one_form(as_json: bool, as_markdown: bool) -> None:
-    if as_json and as_markdown:
-        raise InputError("--json and --markdown are two forms of one report; pass one of them")
-
-
-def _show_drift(found: Report, as_json: bool, as_markdown: bool) -> None:
-    if as_json:
-        _print_json(found.as_dict())
-    elif as_markdown:
-        from codegen.emit.drift import markdown
-
-        sys.stdout.write(markdown(found))
-    else:
-        from codegen.presentation import show_drift
-
-        show_drift(found)
-
-
-def _tell_refusals(refused: list[tuple[str, Diagnostic]]) -> None:
-    for name, problem in refused:
-        warn(f"newly refused: {name}: {problem}")
-
-
-def _count(tree: Tree, what: str) -> int:
-    return len(
-        {
-            f.model_type
-            for c in tree.compiled
-            for f in (c.generated if what == "generated" else [r for r, _ in c.refused])
-        }
-    )
-
-
-def _print_json(value: Any) -> None:
-    json.dump(value, sys.stdout, indent=2)
-    sys.stdout.write("\n")
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -7,6 +7,7 @@ file holds about twice as much as its causal LM needs.
 from __future__ import annotations
 
 import ast
+import io
 from collections.abc import Iterator, Mapping
 from typing import TypeVar
 
@@ -30,7 +31,7 @@ class Text:
 
     def __init__(self, path: str, text: str) -> None:
         self.path = path
-        self.lines = text.splitlines(keepends=True)
+        self.lines = list(io.StringIO(text, newline=""))  # as Python counts them: a form feed ends none
 
     def statement(self, first: int, after: int, column: int) -> cst.CSTNode:
         """The statement on the lines from ``first`` to the one before ``after``, which begins at ``column``.

@@ -21,9 +21,9 @@ DECORATOR = "derive/decorator"
 
 @dataclass(frozen=True)
 class AppliedEdit:
-    """What one rule did in one method: the text of the node and what it became, or where the name that the node is came
-    from and comes from now. ``function`` is the method as the rule found it, upstream's with the edits of earlier
-    rules; ``node`` is in it."""
+    """What one rule did in one method of one class: the text of the node and what it became, or where the name that the
+    node is came from and comes from now. ``function`` is the method as the rule found it, upstream's with the edits of
+    earlier rules; ``node`` is in it."""
 
     rule: str
     where: str
@@ -31,6 +31,7 @@ class AppliedEdit:
     after: str
     function: cst.FunctionDef = field(repr=False)
     node: cst.CSTNode = field(repr=False)
+    cls: str = ""  # whose method it is in; ``where`` names the class that defines it
 
 
 @dataclass(frozen=True)
@@ -137,14 +138,18 @@ def _run(
         used.append(step.rule)
         for edit in match.edits:
             before, after = code(edit.node), _text(edit.new)
-            emitted.edits.append(AppliedEdit(step.rule.id, site.where, before, after, here.function, edit.node))
+            emitted.edits.append(
+                AppliedEdit(step.rule.id, site.where, before, after, here.function, edit.node, site.cls)
+            )
         elsewhere = match.names.keys() & site.module.imports.keys()  # upstream's text stays and means something else
         for node in find(here.function.body, cst.Name) if elsewhere else ():
             if (name := node.value) in elsewhere:
                 before, after = (
                     f"from {m} import {name}" for m in (site.module.imports[name].module, match.names[name])
                 )
-                emitted.edits.append(AppliedEdit(step.rule.id, site.where, before, after, here.function, node))
+                emitted.edits.append(
+                    AppliedEdit(step.rule.id, site.where, before, after, here.function, node, site.cls)
+                )
     return function, used
 
 
@@ -189,17 +194,9 @@ def written(
     """A method of the class ``owner``, or a function, as it is written down: with those decorators only that the target
     keeps, and with ``super()`` still meaning the base of the class it was written in. A decorator that the target does
     not know is a diagnostic: what it does around the body may be part of the result."""
-
-    class _Super(cst.CSTTransformer):
-        def leave_Call(self, original_node: cst.Call, updated_node: cst.Call) -> cst.Call:
-            if isinstance(updated_node.func, cst.Name) and updated_node.func.value == "super" and not updated_node.args:
-                return updated_node.with_changes(args=[cst.Arg(cst.Name(owner)), cst.Arg(cst.Name("self"))])
-            return updated_node
-
     kept = []
     for decorator in function.decorators:
-        called = decorator.decorator.func if isinstance(decorator.decorator, cst.Call) else decorator.decorator
-        if (name := code(called)) in target.kept_decorators:
+        if (name := decorator_name(decorator)) in target.kept_decorators:
             kept.append(decorator)
         elif name not in target.dropped_decorators:
             known = ", ".join(sorted(target.kept_decorators | target.dropped_decorators.keys()))
@@ -209,9 +206,27 @@ def written(
             diagnostics.append(
                 Diagnostic(module.span(where, decorator.decorator), DECORATOR, f"one of {known}", found, help_)
             )
+    return with_named_super(function, owner).with_changes(decorators=kept)
+
+
+def decorator_name(decorator: cst.Decorator) -> str:
+    """``name`` of ``@name`` and ``@name(...)``."""
+    called = decorator.decorator.func if isinstance(decorator.decorator, cst.Call) else decorator.decorator
+    return code(called)
+
+
+def with_named_super(function: cst.FunctionDef, owner: str) -> cst.FunctionDef:
+    """A method of the class ``owner`` that means the same in another class; a function as it is."""
+
+    class _Super(cst.CSTTransformer):
+        def leave_Call(self, original_node: cst.Call, updated_node: cst.Call) -> cst.Call:
+            if isinstance(updated_node.func, cst.Name) and updated_node.func.value == "super" and not updated_node.args:
+                return updated_node.with_changes(args=[cst.Arg(cst.Name(owner)), cst.Arg(cst.Name("self"))])
+            return updated_node
+
     result = function.visit(_Super()) if owner and "super" in names(function.body) else function
     assert isinstance(result, cst.FunctionDef)
-    return result.with_changes(decorators=kept)
+    return result
 
 
 def _unmet(

@@ -11,6 +11,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import Any, TypeVar
 
 from codegen.derive import EmittedModule, derive
 from codegen.deviations import REFUSED
@@ -31,6 +32,8 @@ from runtime.fingerprint.dependence import Release as Imported
 
 MASK_BUILDERS = "masking_utils.py"
 CAUSAL = "is_causal"
+
+Result = TypeVar("Result")
 
 Helpers = Mapping[str, tuple[str, ...]]  # imported function -> fields it reads of a config given to it whole
 Heads = tuple[tuple[str, str], ...]  # (model type, head class)
@@ -102,7 +105,7 @@ def compile_files(
             for target in targets:
                 results.append(Compiled(path, target, (), tuple((f, (error.diagnostic,)) for f in members)))
                 done(results[-1])
-    for compiled in _map(work, jobs):
+    for compiled in in_processes(_guarded, work, jobs):
         for one in compiled:
             done(one)
             results.append(one)
@@ -123,13 +126,15 @@ def with_imported(release: Release, compiled: Iterable[Compiled]) -> Iterator[Co
         yield replace(one, imported=tuple(imported.fingerprints(one.imports).items()))
 
 
-def _map(work: list[Work], jobs: int) -> Iterable[tuple[Compiled, ...]]:
+def in_processes(function: Callable[..., Result], work: Sequence[tuple[Any, ...]], jobs: int) -> Iterator[Result]:
+    """What the function makes of each tuple of arguments, in their order. Raises InputError when the system ends a
+    process."""
     if jobs <= 1 or len(work) <= 1:
-        yield from (_guarded(*item) for item in work)
+        yield from (function(*item) for item in work)
         return
     pool = ProcessPoolExecutor(max_workers=jobs, initializer=_start_process)
     try:
-        yield from pool.map(_guarded, *zip(*work, strict=True), chunksize=2)
+        yield from pool.map(function, *zip(*work, strict=True), chunksize=2)
     except BrokenProcessPool:
         raise InputError("a compiling process was ended by the system (out of memory?); try --jobs 1") from None
     finally:

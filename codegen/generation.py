@@ -59,6 +59,11 @@ class Tree:
     def in_state(self, state: FileState) -> list[str]:
         return [path for path, s in self.states.items() if s is state]
 
+    def count(self, what: str) -> int:
+        """Families that are ``generated`` or ``refused`` for some target."""
+        found = (c.generated if what == "generated" else (f for f, _ in c.refused) for c in self.compiled)
+        return len({family.model_type for families in found for family in families})
+
     def newly_refused(self) -> list[tuple[str, Diagnostic]]:
         """Families that the last generation had and this one refuses, and those of damaged files; each with why. Of a
         package of the user's: those that the last generation did not refuse."""

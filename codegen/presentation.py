@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import difflib
+import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
 
+from codegen.diagnostics import InputError
+
 if TYPE_CHECKING:
+    from codegen.comparison.unified import FamilyVariants
+    from codegen.comparison.variants import ClassView
+    from codegen.diagnostics import Diagnostic
     from codegen.drift import Report
     from codegen.emit.coverage import Row
     from codegen.review import Explanation, Inspection, RuleFacts
@@ -29,6 +35,22 @@ def say(text: str) -> None:
 def warn(text: str) -> None:
     """To standard error, so that ``--json`` output stays clean."""
     ERR.print(escape(text), style="yellow")
+
+
+def one_form(as_json: bool, as_markdown: bool) -> None:
+    if as_json and as_markdown:
+        raise InputError("--json and --markdown are two forms of one report; pass one of them")
+
+
+def print_json(value: Any) -> None:
+    json.dump(value, sys.stdout, indent=2)
+    sys.stdout.write("\n")
+
+
+def tell_refusals(refused: Sequence[tuple[str, Diagnostic]]) -> None:
+    """Families that are refused and were not before."""
+    for name, problem in refused:
+        warn(f"newly refused: {name}: {problem}")
 
 
 class Bar:
@@ -100,6 +122,52 @@ def show_diff_text(text: str) -> None:
         OUT.print(Syntax(text, "diff", theme="ansi_dark", background_color="default"))
 
 
+def show_variants(found: FamilyVariants, pager: bool) -> None:
+    """A unified diff. On a terminal it is coloured, says each rule's reason, and goes through the user's pager if it is
+    longer than the screen."""
+    from codegen.comparison.unified import unified
+
+    if not OUT.is_terminal:
+        for cls in found.classes:
+            for line in unified(found, cls):
+                print(line)
+        return
+    with OUT.capture() as captured:
+        for cls in found.classes:
+            _show_class(found, cls)
+    text = captured.get()
+    if pager and text.count("\n") >= OUT.height:
+        import click
+
+        click.echo_via_pager(text, color=not OUT.no_color)
+    else:
+        sys.stdout.write(text)
+
+
+def _show_class(found: FamilyVariants, cls: ClassView) -> None:
+    from rich.text import Text
+
+    from codegen.comparison.unified import Sign, heading, hunk_lines, section, sections
+    from codegen.review import rule_reason
+
+    for title in heading(found, cls):
+        OUT.print(Text(title, style="bold"))
+    if cls.mixin:
+        OUT.print(Text(f"   the runtime's {cls.mixin} stands in front of upstream's class", style="italic dim"))
+    told: set[str] = set()
+    for method, rows in sections(cls):
+        OUT.print(Text(section(method, rows), style="cyan"))
+        for rule in dict.fromkeys(name for row in rows for name in row.by if name not in told):
+            told.add(rule)
+            OUT.print(Text(f"   {rule}: {rule_reason(rule)}", style="italic dim"))
+        for sign, line in hunk_lines(rows):
+            style = {Sign.SAME: "", Sign.GONE: "red", Sign.COME: "green"}[sign]
+            shown = Text(sign.value + line.text, style=style)
+            for start, end in line.spans if sign is not Sign.SAME else ():
+                shown.stylize("bold underline", start + 1, end + 1)
+            OUT.print(shown)
+
+
 def show_inspection(facts: Inspection) -> None:
     say(f"{facts.family}: {facts.head} in {facts.path}")
     for cls in facts.classes:
@@ -169,6 +237,18 @@ def show_coverage(rows: Mapping[str, Sequence[Row]]) -> None:
         states = [row.state.value for row in listed]
         say(", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states)))
     say("with places and remedies: regraft coverage --json, regraft inspect TYPE")
+
+
+def show_drift_as(report: Report, as_json: bool, as_markdown: bool) -> None:
+    """In the form that was asked for."""
+    if as_json:
+        print_json(report.as_dict())
+    elif as_markdown:
+        from codegen.emit.drift import markdown
+
+        sys.stdout.write(markdown(report))
+    else:
+        show_drift(report)
 
 
 def show_drift(report: Report) -> None:

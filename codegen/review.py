@@ -10,13 +10,16 @@ from pathlib import Path
 
 import libcst as cst
 
+from codegen.comparison.lineage import WHY
+from codegen.comparison.unified import FamilyVariants
+from codegen.comparison.variants import Written, class_views
 from codegen.derive import AppliedEdit, EmittedModule, derive
 from codegen.diagnostics import Diagnostic, InputError, Refused, Span
 from codegen.discovery import Family, discover
 from codegen.driver import compile_text
 from codegen.emit import coverage, manifest, verified
 from codegen.emit.coverage import Row
-from codegen.generation import select
+from codegen.generation import module_path, select
 from codegen.recognize.family import recognize
 from codegen.rules.base import Rule
 from codegen.source import Release
@@ -25,53 +28,16 @@ from codegen.targets import TARGETS
 from codegen.upstream import UpstreamModule
 
 
-def class_diffs(release: Release, family: str, target: str) -> list[tuple[str, str]]:
-    """``(variant class, unified diff of the methods it overrides)``. Raises InputError when the family is refused."""
+def variants_of(release: Release, family: str, target: str) -> FamilyVariants:
+    """The variants of a family as this compiler writes them. Raises InputError when the family is refused."""
     found = _family(release, family)
     text = release.text(found.path)
     compiled = compile_text(text, found.path, (found,), _target(target), package=release.package)
     if compiled.text is None:
         raise InputError("\n".join(str(d) for _, diagnostics in compiled.refused for d in diagnostics))
-    upstream, variant = ast.parse(text), ast.parse(compiled.text)
-    result = []
-    for node in variant.body:
-        if not isinstance(node, ast.ClassDef | ast.FunctionDef):
-            continue
-        name = node.name.removeprefix(TARGETS[target].prefix)
-        origin = next((n for n in upstream.body if getattr(n, "name", None) == name), None)
-        if origin is None:
-            continue
-        methods = (
-            {m.name for m in node.body if isinstance(m, ast.FunctionDef)} if isinstance(node, ast.ClassDef) else None
-        )
-        before = _source_of(text, origin, methods)
-        after = _source_of(compiled.text, node, methods)
-        lines = difflib.unified_diff(
-            before, after, f"upstream/{found.path}:{name}", f"{target}/{compiled.stem}.py:{node.name}", n=2, lineterm=""
-        )
-        result.append((node.name, "\n".join(lines)))
-    return result
-
-
-def _source_of(text: str, node: ast.AST, methods: set[str] | None) -> list[str]:
-    """The lines of a function, or of a class's head and of the methods named; upstream's docstrings left out."""
-    lines = text.splitlines()
-    if not isinstance(node, ast.ClassDef) or methods is None:
-        return _without_docstring(lines, node)
-    result = [lines[node.lineno - 1]]
-    for member in node.body:
-        if isinstance(member, ast.FunctionDef) and member.name in methods:
-            result += ["", *_without_docstring(lines, member)]
-    return result
-
-
-def _without_docstring(lines: list[str], node: ast.AST) -> list[str]:
-    assert isinstance(node, ast.FunctionDef)
-    skipped: set[int] = set()
-    first = node.body[0]
-    if ast.get_docstring(node) is not None and first.end_lineno is not None:
-        skipped = set(range(first.lineno, first.end_lineno + 1))
-    return [lines[i - 1] for i in range(node.lineno, (node.end_lineno or node.lineno) + 1) if i not in skipped]
+    written = Written(target, ((found.model_type, found.head),), compiled.text)
+    (classes,) = class_views(found.path, text, [written])
+    return FamilyVariants(found.path, module_path(compiled), tuple(classes))
 
 
 @dataclass(frozen=True)
@@ -383,6 +349,11 @@ def rule_list(wanted: str | None) -> list[RuleFacts]:
         near = difflib.get_close_matches(wanted, [r.id for r in result], n=3)
         raise InputError(f"no rule {wanted}" + (f"; did you mean {', '.join(near)}?" if near else ""))
     return chosen
+
+
+def rule_reason(rule: str) -> str:
+    """Why a rule does what it does; also of what the emitter does on its own."""
+    return {**WHY, **{known.id: known.why for known in rule_list(None)}}[rule]
 
 
 def _family(release: Release, name: str) -> Family:

@@ -58,3 +58,8 @@ def _meaning(text: str) -> str:
             if ast.get_docstring(inner) is not None:
                 inner.body = inner.body[1:]
     return ast.dump(node)
+
+
+def runtime_text(module: str) -> str:
+    """The source of a module that `shared_functions` named."""
+    return (RUNTIME.parent / (module.replace(".", "/") + ".py")).read_text("utf-8")

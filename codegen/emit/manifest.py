@@ -87,11 +87,17 @@ def compiler_digest() -> str:
 def read(path: Path) -> Manifest | None:
     """The manifest, None when there is none. Raises InputError when it is damaged."""
     try:
-        data = tomllib.loads(path.read_text("utf-8"))
+        return parse(path.read_bytes(), str(path))
     except FileNotFoundError:
         return None
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
+
+
+def parse(content: bytes, path: str) -> Manifest:
+    """The manifest that a file holds; ``path`` is what errors call it. Raises InputError when it is damaged."""
+    try:
+        data = tomllib.loads(content.decode("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is damaged ({error}); restore it from version control or delete it") from None
     try:

@@ -67,9 +67,15 @@ class Record:
 def read(path: Path) -> dict[str, dict[str, Record]]:
     """Records by target and family; empty when there is no file. Raises InputError when it is damaged."""
     try:
-        data = tomllib.loads(path.read_text("utf-8"))
+        return parse(path.read_bytes(), str(path))
     except FileNotFoundError:
         return {}
+
+
+def parse(content: bytes, path: str) -> dict[str, dict[str, Record]]:
+    """The records that a file holds; ``path`` is what errors call it. Raises InputError when it is damaged."""
+    try:
+        data = tomllib.loads(content.decode("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is damaged ({error}); restore it from version control or delete it") from None
     try:

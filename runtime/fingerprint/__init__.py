@@ -31,7 +31,9 @@ from runtime.fingerprint.canonical import Canonical
 from runtime.fingerprint.scopes import FUNCTIONS, Kind, Scope, nested_blocks
 
 Value: TypeAlias = ast.Assign | ast.AnnAssign | ast.AugAssign
-Definition: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | Value
+Method: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+"""A function, a method or a class."""
+Definition: TypeAlias = Method | Value
 """What has a fingerprint: a function, a method, a class, or an assignment."""
 
 SCHEME = "1"
@@ -65,7 +67,7 @@ def spelling(node: Definition, source: str) -> str:
     return _digest("\n".join(lines[number - 1].rstrip() for number in sorted(own)))
 
 
-def methods(tree: ast.Module) -> dict[str, Definition]:
+def methods(tree: ast.Module) -> dict[str, Method]:
     """Returns the definitions of a module by qualified name, in the order of the file.
 
     `"function"` and `"Class.method"` map to the node; `"Class"` maps to the class without its methods and nested
@@ -73,7 +75,7 @@ def methods(tree: ast.Module) -> dict[str, Definition]:
     Definitions under `if` and `try` are found too. A name that is defined again (a property's setter, the other branch
     of an `if`) gets `#2`, `#3`, ... Functions inside functions are part of the function that holds them.
     """
-    found: dict[str, Definition] = {}
+    found: dict[str, Method] = {}
     _collect(tree.body, "", found)
     return found
 
@@ -84,7 +86,7 @@ def definitions(tree: ast.Module) -> dict[str, Definition]:
     A name that is assigned again, or an item or attribute of it, gets `#2`, `#3`, ...; what a call changes does not
     count.
     """
-    found = methods(tree)
+    found: dict[str, Definition] = {**methods(tree)}
     _collect_values(tree.body, found)
     return found
 
@@ -111,7 +113,7 @@ def _assigned(target: ast.expr) -> Iterator[str]:
         yield target.id
 
 
-def _collect(body: Iterable[ast.stmt], prefix: str, found: dict[str, Definition]) -> None:
+def _collect(body: Iterable[ast.stmt], prefix: str, found: dict[str, Method]) -> None:
     for statement in body:
         if isinstance(statement, FUNCTIONS):
             found[_unused(prefix + statement.name, found)] = statement

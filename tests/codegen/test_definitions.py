@@ -1,6 +1,7 @@
 """Definitions parsed one by one are upstream's text, character by character."""
 
 import ast
+import io
 from collections.abc import Iterator
 
 import libcst as cst
@@ -35,7 +36,7 @@ def _printed(node: cst.BaseStatement, column: int) -> str:
 def _compare(path: str, text: str) -> int:
     """How many definitions were compared."""
     module = UpstreamModule(path, text)
-    lines = text.splitlines(keepends=True)
+    lines = list(io.StringIO(text, newline=""))  # as Python counts them
     last = {node.name: node for node in _definitions(ast.parse(text).body)}  # of one defined twice, as Python has it
     assert {*module.classes, *module.functions} == set(last)
     for name, node in last.items():
@@ -115,6 +116,11 @@ def test_layouts_that_upstream_does_not_have_today(end: str) -> None:
 def test_of_two_definitions_the_later_one_counts() -> None:
     text = "def f():\n    return 1\n\n\ndef f():\n    return 2\n"
     assert _compare("models/case/modeling_case.py", text) == 1
+
+
+def test_lines_end_where_python_says() -> None:
+    text = "def f():  # \u2028 \x0c \x1c\n    return 1\n\n\ndef g():\n    return 2\n"
+    assert _compare("models/case/modeling_case.py", text) == 2
 
 
 def test_a_file_without_a_statement_defines_nothing() -> None:

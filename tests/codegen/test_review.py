@@ -6,9 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from codegen import __main__ as command
 from codegen import presentation
+from codegen.comparison.lineage import UNEXPLAINED, WHY
 from codegen.discovery import discover
 from codegen.emit import manifest
 from codegen.review import changed
@@ -60,7 +62,9 @@ def test_diff(run: Run, target: str) -> None:
     assert code == 0 and not err
     assert f"--- upstream/{UPSTREAM}:LlamaAttention" in out
     assert f"+++ {target}/modeling_llama.py:{TARGETS[target].prefix}LlamaAttention" in out
-    before, after = set(_upstream()), set(VARIANTS[target].read_text("utf-8").splitlines())
+    runtime = (ROOT / "runtime/qeff/attention.py").read_text("utf-8")  # the variant imports a function from there
+    assert ("+++ runtime.qeff.attention.eager_attention_forward" in out) == (target == "qeff")
+    before, after = set(_upstream()), {*VARIANTS[target].read_text("utf-8").splitlines(), *runtime.splitlines()}
     changed = 0
     for line in out.splitlines():
         if line.startswith(("---", "+++", "@@")) or not line:
@@ -71,6 +75,40 @@ def test_diff(run: Run, target: str) -> None:
             assert line[1:] in after, line
         changed += line[0] in "+-"
     assert 20 < changed < 200, "a small diff"
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_diff_names_the_rules_of_every_hunk(run: Run, target: str) -> None:
+    _, out, _ = run("diff", "llama", "--target", target)
+    known = {step.rule.id for step in TARGETS[target].steps}
+    named: set[str] = set()
+    for line in out.splitlines():
+        if line.startswith("@@"):
+            where, _, rules = line.split("@@ ")[2].partition(": ")
+            named |= set(rules.split(", "))
+            assert rules and where.split(".")[0].removeprefix(TARGETS[target].prefix) in out
+    remembered = manifest.read(GENERATED / manifest.NAME)
+    assert remembered is not None
+    recorded = {rule for _, rules in remembered.entries[target, UPSTREAM].compiled.rules for rule in rules}
+    assert named & known == recorded
+    assert named - known <= set(WHY) - {UNEXPLAINED}
+
+
+def test_diff_on_a_terminal(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Coloured, with reasons, and a page at a time unless it is short, or told otherwise."""
+    paged: list[str] = []
+    monkeypatch.setattr("click.echo_via_pager", lambda text, color: paged.append(text) if color else paged.append(""))
+    monkeypatch.setattr(presentation, "OUT", Console(force_terminal=True, width=200, height=30, no_color=False))
+    code, out, _ = run("diff", "llama", "--no-pager")
+    assert code == 0 and not paged
+    assert "\x1b[" in out and "qeff/loss: " in out and "PrecomputedRotary stands in front" in out
+    assert run("diff", "llama") == (0, "", "") and paged == [out]
+    monkeypatch.setattr(presentation.OUT, "height", 10_000)
+    assert run("diff", "llama")[1] == out and len(paged) == 1
+    monkeypatch.setattr(presentation, "OUT", Console(force_terminal=True, width=200, height=30, no_color=True))
+    assert "\x1b[3" not in run("diff", "llama", "--no-pager")[1], "no colours"
+    run("diff", "llama")
+    assert paged[1:] == [""], "the pager is told, too"
 
 
 @pytest.mark.parametrize("target", TARGETS)
