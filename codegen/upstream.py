@@ -276,12 +276,6 @@ class UpstreamModule:
         start = positions[node].start
         return Span(self.path, line + start.line - positions[function.name].start.line, start.column + column)
 
-    def body(self, function: str) -> list[python_ast.stmt]:
-        """The statements of a module-level function in the standard library's tree, its docstring left out."""
-        node = self.definition(function)
-        assert node is not None
-        return node.body[python_ast.get_docstring(node) is not None :]
-
     def definition(self, where: str) -> python_ast.FunctionDef | python_ast.ClassDef | None:
         """The node of ``Class``, ``Class.method`` or ``function`` in the standard library's tree."""
         body: list[python_ast.stmt] = self.ast.body

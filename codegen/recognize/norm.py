@@ -5,7 +5,7 @@ from __future__ import annotations
 import libcst as cst
 
 from codegen.ir import NormFact, NormScale
-from codegen.syntax import assignment, code, every_statement, find, parameters, self_attribute
+from codegen.syntax import assignment, code, every_statement, find, one_line, parameters, self_attribute
 from codegen.upstream import Method, UpstreamModule
 
 WEIGHT = "self.weight"
@@ -30,7 +30,9 @@ def norm(module: UpstreamModule, cls: str) -> NormFact | None:
 
 
 def _is_root_mean_square(lines: list[cst.BaseStatement]) -> bool:
-    text = [code(line) for line in lines]
+    if not any("rsqrt" in code(line) for line in lines):
+        return False
+    text = [one_line(line) for line in lines]
     squares = [t for t in text if ".pow(2).mean(-1, keepdim=True)" in t]
     roots = [t for t in text if "torch.rsqrt(" in t]
     subtracts = any(isinstance(b.operator, cst.Subtract) for line in lines for b in find(line, cst.BinaryOperation))

@@ -82,8 +82,9 @@ def annotate_locals(node: ast.FunctionDef) -> ast.FunctionDef | None:
                 continue
             target = statement.targets[0]
             if isinstance(target, (ast.Name, ast.Attribute)):
+                tensor = ast.Attribute(ast.Name("torch", ast.Load()), "Tensor", ast.Load())
                 simple = int(isinstance(target, ast.Name))
-                block[index] = ast.AnnAssign(target, ast.Name("Tensor", ast.Load()), statement.value, simple)
+                block[index] = ast.AnnAssign(target, tensor, statement.value, simple)
                 changed = True
     return node if changed else None
 

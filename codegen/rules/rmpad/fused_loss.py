@@ -16,6 +16,7 @@ from codegen.syntax import (
     keyword_catch_all,
     leading_lines,
     names,
+    one_line,
     self_attribute,
     statement,
     statements,
@@ -164,7 +165,7 @@ def _reads_as(logits: _Logits, line: cst.BaseStatement) -> bool:
         if isinstance(comparison, cst.Comparison) and code(comparison.comparisons[0]).strip() == "is not None":
             cap, name = code(comparison.left), logits.name
             wanted = [f"{name} = {name} / {cap}", f"{name} = torch.tanh({name})", f"{name} = {name} * {cap}"]
-            if [code(s) for s in statements(line)] == wanted:
+            if [one_line(s) for s in statements(line)] == wanted:
                 logits.softcap = cap
                 return True
     return False
