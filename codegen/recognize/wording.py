@@ -33,7 +33,7 @@ class Wording:
     def reads_as(self, statement: ast.stmt, line: str) -> bool:
         """Whether a statement is a known line, given what earlier ones called the locals."""
         before = dict(self._called)
-        if self._same(_parsed(line), _plain(statement)):
+        if self._same(_parsed(line), statement):
             return True
         self._called = before
         return False
@@ -41,6 +41,8 @@ class Wording:
     def _same(self, known: object, found: object) -> bool:
         if isinstance(known, list):
             return isinstance(found, list) and self._all(known, [s for s in found if not _is_nothing(s)])
+        if isinstance(found, ast.AnnAssign) and found.value is not None:
+            found = ast.Assign(targets=[found.target], value=found.value)
         if not isinstance(known, ast.AST):
             return type(known) is type(found) and known == found
         if type(known) is not type(found):
@@ -72,12 +74,6 @@ def _parsed(line: str) -> ast.stmt:
 def _is_nothing(statement: object) -> bool:
     remark = isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
     return remark or isinstance(statement, ast.Pass)
-
-
-def _plain(statement: ast.stmt) -> ast.stmt:
-    if isinstance(statement, ast.AnnAssign) and statement.value is not None:
-        return ast.Assign(targets=[statement.target], value=statement.value)
-    return statement
 
 
 def _parts(node: object) -> Iterator[object]:
