@@ -21,8 +21,9 @@ hidden_states = hidden_states[:, :, None, :, :].expand(batch, num_key_value_head
 return hidden_states.reshape(batch, num_key_value_heads * n_rep, slen, head_dim)
 """
 
-# One line of the arithmetic, in any wording -> the stage it belongs to. Stages may be left out, never reordered. What is the same up to
-# rounding of half precision is one shape: where the softmax is cast, and `- 1` for `- 2`, differ in no float32 number.
+# One line of the arithmetic, in any wording -> its stage. Stages may be left out, never reordered. What is
+# the same up to rounding of half precision is one shape: where the softmax is cast, and `- 1` for `- 2`, differ in no
+# float32 number.
 STAGES: tuple[tuple[str, tuple[str, ...]], ...] = (
     (
         "scale",

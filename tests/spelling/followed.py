@@ -6,6 +6,7 @@ from enum import Enum
 from spellings import Signatures
 from variants import Compiled, differences
 
+from codegen.imported import values
 from codegen.fingerprint import Definition, fingerprint, methods
 from codegen.reliance import relied_on
 from codegen.targets import TARGETS
@@ -32,7 +33,7 @@ def follows(before: Compiled, after: Compiled, upstream: str, where: str, signat
 def runs(upstream: str, variant: str, target: str) -> set[str]:
     """What of upstream's file a variant runs: everything that its methods and those it inherits rely on, but for
     what it overrides and what the runtime does in its place."""
-    merged: dict[str, Definition] = dict(methods(ast.parse(upstream)))
+    merged: dict[str, Definition] = {**values(ast.parse(upstream)), **methods(ast.parse(upstream))}
     tree = ast.parse(variant)
     ours = {
         alias.asname or alias.name

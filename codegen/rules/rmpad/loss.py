@@ -7,7 +7,18 @@ import libcst as cst
 from codegen.ir import Role
 from codegen.rules.base import Case, Edit, Edits, Match, NotApplicable, Site
 from codegen.rules.rmpad.packed_input import packing_name
-from codegen.syntax import assignment, code, dotted, every_statement, expression, find, names, parameters, walk, with_keywords
+from codegen.syntax import (
+    assignment,
+    code,
+    dotted,
+    every_statement,
+    expression,
+    find,
+    names,
+    parameters,
+    walk,
+    with_keywords,
+)
 
 LABELS = "labels"
 SHIFTED = "shifted"  # targets already shifted, for a loss that would shift by itself
