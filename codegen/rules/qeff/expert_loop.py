@@ -13,9 +13,11 @@ from codegen.syntax import (
     assignment,
     code,
     dotted,
+    every_statement,
     expression,
     find,
     names,
+    one_line,
     replaced,
     self_attribute,
     statement,
@@ -24,6 +26,11 @@ from codegen.syntax import (
 )
 
 SOURCE = "runtime.qeff.experts"
+
+PERMUTED = ".permute(2, 1, 0)"
+_HIT = "torch.greater({}.sum(dim=(-1, -2)), 0).nonzero"
+HITS = (f"{_HIT}()", f"{_HIT}(as_tuple=False)", f"{_HIT}().squeeze(-1)")
+ZEROS = frozenset({"zeros", "zeros_like", "new_zeros"})
 
 
 class ExpertLoop:
@@ -133,6 +140,22 @@ class CaseExperts:
             "CaseExperts.forward",
             refuses="elsewhere(hidden_states[token_idx], weight)",
         ),
+        Case(
+            """
+class CaseExperts:
+    def forward(self, hidden_states, top_k_index, top_k_weights):
+        final_hidden_states = torch.zeros_like(hidden_states)
+        expert_mask = torch.nn.functional.one_hot(top_k_index, num_classes=self.num_experts).permute(2, 1, 0)
+        expert_hit = torch.greater(expert_mask.sum(dim=(-1, -2)), 0).nonzero()
+        for expert_idx in expert_hit[1:]:
+            pos, token_idx = torch.where(expert_mask[expert_idx])
+            current = nn.functional.linear(hidden_states[token_idx], self.up_proj[expert_idx])
+            final_hidden_states.index_add_(0, token_idx, current * top_k_weights[token_idx, pos, None])
+        return final_hidden_states
+""",
+            "CaseExperts.forward",
+            refuses="for expert_idx in expert_hit[1:]",
+        ),
         Case("class CaseMLP:\n    def forward(self, x):\n        return self.down(x)\n", "CaseMLP.forward"),
     )
 
@@ -159,16 +182,25 @@ class CaseExperts:
         if plan.output is None:
             return self._refuse(site, loop, "no index_add_ at the end of the loop")
         edits: list[Edit] = []
+        routing = _Routing(index)
         for line in top[: top.index(loop)]:
             bound = assignment(line)
             if isinstance(line, cst.With) and _only_finds_hits(line, plan):
+                problems = [routing.problem(inner, plan.output) for inner in every_statement(line.body)]
+                if any(problems):
+                    return self._refuse(site, line, next(p for p in problems if p))
                 edits.append(Edit(line, cst.RemoveFromParent()))
             elif bound is not None and isinstance(bound[0], cst.Name):
                 if bound[0].value == plan.output or _finds_hits(bound[1], plan) or "one_hot" in _calls(line):
+                    problem = routing.problem(line, plan.output)
+                    if problem is not None:
+                        return self._refuse(site, line, problem)
                     edits.append(Edit(line, cst.RemoveFromParent()))
                     plan.found.add(bound[0].value)
             elif isinstance(line, cst.If) and _stops_when_empty(line, plan):
                 edits.append(Edit(line, cst.RemoveFromParent()))
+        if code(loop.iter) not in routing.hits or plan.mask not in routing.permuted:
+            return self._refuse(site, loop, f"`for {code(loop.target)} in {code(loop.iter)}`")
         edits.append(Edit(loop, cst.FlattenSentinel(new_lines)))
         used = {"routed_tokens", "sum_over_choices", *plan.used}
         return Edits(edits, dict.fromkeys(sorted(used), SOURCE))
@@ -194,6 +226,7 @@ class _Plan:
         self.position: str | None = None
         self.token: str | None = None
         self.output: str | None = None
+        self.mask = ""  # whose row of an expert says which tokens chose it
         self.hidden: str | None = None
         self.used: set[str] = set()
         self.found: set[str] = {"expert_mask", "expert_hit"}
@@ -216,6 +249,10 @@ class _Plan:
             if isinstance(target, cst.Name) and target.value == self.expert:
                 return None  # expert_idx = expert_idx[0] / .item()
             if isinstance(target, cst.Tuple) and isinstance(value, cst.Call) and dotted(value.func) == "torch.where":
+                row = one_line(value.args[0].value).removesuffix(".squeeze(0)")
+                if len(value.args) != 1 or not row.endswith(f"[{self.expert}]"):
+                    return f"`{code(line)}`"
+                self.mask = row.removesuffix(f"[{self.expert}]")
                 self.position, self.token = (code(e.value) for e in target.elements)
                 return None
             if isinstance(target, cst.Name) and self._owned(value):
@@ -230,6 +267,8 @@ class _Plan:
                 and isinstance(call.func, cst.Attribute)
                 and call.func.attr.value == "index_add_"
             ):
+                if [code(a.value) for a in call.args[:2]] != ["0", self.token] or len(call.args) != 3:
+                    return f"`{code(line)}`"
                 self.output = code(call.func.value)
                 added = self._rewritten(call.args[2].value)
                 if isinstance(added, str):
@@ -406,6 +445,42 @@ def _only_continues(branch: cst.If) -> bool:
 
 def _finds_hits(value: cst.BaseExpression, plan: _Plan) -> bool:
     return bool(names(value) & plan.found)
+
+
+class _Routing:
+    """What the lines before the loop say: a mask of one row for each expert, and the experts that have tokens."""
+
+    def __init__(self, index: str) -> None:
+        self._index = index
+        self._masks: set[str] = set()  # [tokens, choices, experts]
+        self.permuted: set[str] = set()  # [experts, choices, tokens]
+        self.hits: set[str] = set()
+
+    def problem(self, line: cst.BaseStatement, output: str) -> str | None:
+        """Takes in one line; returns it when it says anything else."""
+        bound = assignment(line)
+        if bound is None:
+            return f"`{code(line)}`"
+        target, text = code(bound[0]), one_line(bound[1])
+        if target == output:
+            started = isinstance(bound[1], cst.Call) and (dotted(bound[1].func) or "").rsplit(".")[-1] in ZEROS
+            return None if started else f"`{code(line)}`"
+        plain = text.removesuffix(PERMUTED)
+        hot = cst.parse_expression(plain)
+        permuted = plain != text
+        if isinstance(hot, cst.Call) and (dotted(hot.func) or "").endswith("one_hot"):
+            given = [code(a.value) for a in hot.args if a.keyword is None]
+            if given[:1] != [self._index] or len(hot.args) != 2:
+                return f"`{code(line)}`"
+            (self.permuted if permuted else self._masks).add(target)
+        elif permuted and plain in self._masks:
+            self._masks.discard(target)
+            self.permuted.add(target)
+        elif any(text in {hits.format(mask) for hits in HITS} for mask in self.permuted):
+            self.hits.add(target)
+        else:
+            return f"`{code(line)}`"
+        return None
 
 
 def _only_finds_hits(block: cst.With, plan: _Plan) -> bool:
