@@ -8,6 +8,7 @@ from codegen.recognize.cache_use import unknown_receivers, unknown_uses
 from codegen.recognize.carriers import carriers, reachable_classes
 from codegen.recognize.eager_attention import attention_style
 from codegen.recognize.embedders import embedders
+from codegen.recognize.mask_path import masks_withheld
 from codegen.recognize.norm import norm
 from codegen.recognize.rotary import rotary
 from codegen.recognize.stacked_experts import stacks_experts
@@ -15,7 +16,8 @@ from codegen.upstream import UpstreamModule
 
 
 def recognize(module: UpstreamModule, heads: tuple[tuple[str, str], ...]) -> FamilyIR:
-    """Raises Refused when a head has no path to a cache, or rotates in an unknown way."""
+    """Raises Refused when a head has no path to a cache, rotates in an unknown way, or keeps its mask from an
+    attention."""
     found: dict[str, Carrier] = {}
     reachable: dict[str, None] = {}
     for head in dict.fromkeys(h for _, h in heads):
@@ -35,6 +37,7 @@ def recognize(module: UpstreamModule, heads: tuple[tuple[str, str], ...]) -> Fam
             problems.append(rotary_fact)
     problems += unknown_uses(module, tuple(reachable))
     problems += unknown_receivers(module, tuple(found))
+    problems += masks_withheld(module, tuple(found))
     if problems:
         raise Refused(*problems)
     return FamilyIR(

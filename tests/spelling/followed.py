@@ -6,8 +6,8 @@ from enum import Enum
 from spellings import Signatures
 from variants import Compiled, differences
 
-from codegen.imported import values
 from codegen.fingerprint import Definition, fingerprint, methods
+from codegen.imported import values
 from codegen.reliance import relied_on
 from codegen.targets import TARGETS
 

@@ -32,11 +32,13 @@ class Trial:
 @dataclass(frozen=True)
 class Found:
     """`upstream`: the numbers of upstream, rounded to what matters, or "" where it does not run; `agrees`: whether the
-    variant has them; `message`: the first check that failed, or why upstream does not run."""
+    variant has them; `message`: the first check that failed, or why upstream does not run; `stops`: whether the variant raised an error
+    there."""
 
     upstream: str
     agrees: bool
     message: str = ""
+    stops: bool = False
 
 
 class _Texts(importlib.abc.MetaPathFinder):
@@ -135,7 +137,7 @@ def _training(trial: Trial) -> Found:
     checks = [check for scenario in scenarios_for(subject, ESSENTIAL) for check in scenario.run(stage)]
     failed = next((c for c in checks if c.status not in (Status.PASSED, Status.UPSTREAM_REFUSES)), None)
     why = "" if failed is None else f"{failed.scenario}: {failed.quantity} {failed.error} {failed.message[:300]}"
-    return Found(numbers, failed is None, why)
+    return Found(numbers, failed is None, why, failed is not None and failed.error is None)
 
 
 def _rounded(tensors: Iterable[object]) -> str:
