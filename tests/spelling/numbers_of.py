@@ -31,9 +31,12 @@ class Trial:
 
 @dataclass(frozen=True)
 class Found:
-    """`upstream`: the numbers of upstream, rounded to what matters, or "" where it does not run; `agrees`: whether the
-    variant has them; `message`: the first check that failed, or why upstream does not run; `stops`: whether the variant raised an error
-    there."""
+    """What one trial found.
+
+    upstream: the numbers of upstream, rounded to what matters, or "" where it does not run; agrees: whether the variant
+    has them; message: the first check that failed, or why upstream does not run; stops: whether the variant raised an
+    error there.
+    """
 
     upstream: str
     agrees: bool
