@@ -5,6 +5,7 @@ from __future__ import annotations
 import libcst as cst
 
 from codegen.ir import Role
+from codegen.recognize.expert_routing import Routing, finds_hits, only_continues, only_finds_hits, stops_when_empty
 from codegen.recognize.expert_weights import expert_variable, takes_expert_weights
 from codegen.recognize.grouped_product import LINEAR
 from codegen.rules.base import Case, Edit, Edits, Match, NotApplicable, Site
@@ -26,11 +27,6 @@ from codegen.syntax import (
 )
 
 SOURCE = "runtime.qeff.experts"
-
-PERMUTED = ".permute(2, 1, 0)"
-_HIT = "torch.greater({}.sum(dim=(-1, -2)), 0).nonzero"
-HITS = (f"{_HIT}()", f"{_HIT}(as_tuple=False)", f"{_HIT}().squeeze(-1)")
-ZEROS = frozenset({"zeros", "zeros_like", "new_zeros"})
 
 
 class ExpertLoop:
@@ -182,22 +178,22 @@ class CaseExperts:
         if plan.output is None:
             return self._refuse(site, loop, "no index_add_ at the end of the loop")
         edits: list[Edit] = []
-        routing = _Routing(index)
+        routing = Routing(index)
         for line in top[: top.index(loop)]:
             bound = assignment(line)
-            if isinstance(line, cst.With) and _only_finds_hits(line, plan):
+            if isinstance(line, cst.With) and only_finds_hits(line, plan.found):
                 problems = [routing.problem(inner, plan.output) for inner in every_statement(line.body)]
                 if any(problems):
                     return self._refuse(site, line, next(p for p in problems if p))
                 edits.append(Edit(line, cst.RemoveFromParent()))
             elif bound is not None and isinstance(bound[0], cst.Name):
-                if bound[0].value == plan.output or _finds_hits(bound[1], plan) or "one_hot" in _calls(line):
+                if bound[0].value == plan.output or finds_hits(bound[1], plan.found) or "one_hot" in _calls(line):
                     problem = routing.problem(line, plan.output)
                     if problem is not None:
                         return self._refuse(site, line, problem)
                     edits.append(Edit(line, cst.RemoveFromParent()))
                     plan.found.add(bound[0].value)
-            elif isinstance(line, cst.If) and _stops_when_empty(line, plan):
+            elif isinstance(line, cst.If) and stops_when_empty(line, plan.index):
                 edits.append(Edit(line, cst.RemoveFromParent()))
         if code(loop.iter) not in routing.hits or plan.mask not in routing.permuted:
             return self._refuse(site, loop, f"`for {code(loop.target)} in {code(loop.iter)}`")
@@ -235,7 +231,7 @@ class _Plan:
         """Appends the rewritten line; returns what is wrong with it, if anything."""
         bound = assignment(line)
         if isinstance(line, cst.If):
-            if _only_continues(line):
+            if only_continues(line):
                 return None  # skips an expert nobody chose, or the sentinel of padding: the batch holds neither
             return self._choose(line, out)
         if isinstance(line, cst.With):
@@ -431,65 +427,3 @@ def _renamed(line: cst.BaseStatement, old: str, new: str) -> cst.BaseStatement:
 
 def _calls(node: cst.CSTNode) -> set[str]:
     return {c.func.attr.value if isinstance(c.func, cst.Attribute) else code(c.func) for c in find(node, cst.Call)}
-
-
-def _only_continues(branch: cst.If) -> bool:
-    lines = [s for s in branch.body.body if isinstance(s, cst.SimpleStatementLine)]
-    return (
-        branch.orelse is None
-        and len(lines) == 1
-        and isinstance(lines[0].body[0], cst.Continue)
-        and (code(branch.test).endswith(".numel() == 0") or " == self." in code(branch.test))
-    )
-
-
-def _finds_hits(value: cst.BaseExpression, plan: _Plan) -> bool:
-    return bool(names(value) & plan.found)
-
-
-class _Routing:
-    """What the lines before the loop say: a mask of one row for each expert, and the experts that have tokens."""
-
-    def __init__(self, index: str) -> None:
-        self._index = index
-        self._masks: set[str] = set()  # [tokens, choices, experts]
-        self.permuted: set[str] = set()  # [experts, choices, tokens]
-        self.hits: set[str] = set()
-
-    def problem(self, line: cst.BaseStatement, output: str) -> str | None:
-        """Takes in one line; returns it when it says anything else."""
-        bound = assignment(line)
-        if bound is None:
-            return f"`{code(line)}`"
-        target, text = code(bound[0]), one_line(bound[1])
-        if target == output:
-            started = isinstance(bound[1], cst.Call) and (dotted(bound[1].func) or "").rsplit(".")[-1] in ZEROS
-            return None if started else f"`{code(line)}`"
-        plain = text.removesuffix(PERMUTED)
-        hot = cst.parse_expression(plain)
-        permuted = plain != text
-        if isinstance(hot, cst.Call) and (dotted(hot.func) or "").endswith("one_hot"):
-            given = [code(a.value) for a in hot.args if a.keyword is None]
-            if given[:1] != [self._index] or len(hot.args) != 2:
-                return f"`{code(line)}`"
-            (self.permuted if permuted else self._masks).add(target)
-        elif permuted and plain in self._masks:
-            self._masks.discard(target)
-            self.permuted.add(target)
-        elif any(text in {hits.format(mask) for hits in HITS} for mask in self.permuted):
-            self.hits.add(target)
-        else:
-            return f"`{code(line)}`"
-        return None
-
-
-def _only_finds_hits(block: cst.With, plan: _Plan) -> bool:
-    return all(
-        (bound := assignment(s)) is not None and isinstance(bound[0], cst.Name) and bound[0].value in plan.found
-        for s in block.body.body
-        if isinstance(s, cst.BaseStatement)
-    )
-
-
-def _stops_when_empty(branch: cst.If, plan: _Plan) -> bool:
-    return code(branch.test) == f"{plan.index}.numel() == 0"
