@@ -29,6 +29,9 @@ def masks_withheld(module: UpstreamModule, carriers: tuple[str, ...]) -> list[Di
                     expected = "the mask handed on to every class that writes the cache, or leads to one"
                     found.append(Diagnostic(module.span(where, call), ID, expected, f"`{one_line(call)}`", HELP))
             found += _unused(module, where, method.node)
+            if MASK in parameters(method.node) and not _used(method.node):
+                expected = "a mask that is used or handed on"
+                found.append(Diagnostic(module.span(where), ID, expected, f"`{MASK}` is tested at most", HELP))
     eager = {n for cls in carriers for m in module.reachable_methods(cls) for n in names(m.node.body)}
     for name in sorted(eager & module.functions.keys()):
         function = module.functions[name]
