@@ -9,7 +9,7 @@ from pathlib import Path
 from codegen import pins, store
 from codegen.acquire import acquire, as_version, same_version
 from codegen.diagnostics import InputError
-from codegen.drift import Drift, Outcome, Report, Side, compare
+from codegen.drift import Outcome, Report, Side, compare
 from codegen.emit import manifest
 from codegen.generation import FileState, Tree
 from codegen.source import Release, open_release
@@ -72,12 +72,12 @@ def write(bump: Bump, root: Path) -> store.Changes:
 
 
 def to_verify(report: Report, target: str) -> tuple[str, ...]:
-    """Families whose variants are to be verified: those whose text is another, or whose upstream is in meaning."""
+    """Families whose variants are to be verified: those whose text is another, or whose upstream is in meaning,
+    the files that it imports included."""
     outcomes = {Outcome.CHANGED, Outcome.NEWLY_SUPPORTED}
     return tuple(
         f.family
         for f in report.families
         for v in f.variants
-        if v.target == target
-        and (v.outcome in outcomes or (v.outcome is Outcome.UNCHANGED and f.upstream is Drift.SEMANTIC))
+        if v.target == target and (v.outcome in outcomes or (v.outcome is Outcome.UNCHANGED and f.means_otherwise))
     )

@@ -1,23 +1,23 @@
 """What changed between two releases, as plain data: per family and method upstream, per target the variant.
 
 Compared are the methods that a variant of either release is derived from, of which the manifest has fingerprints, and
-what these rely on in their modeling file (see ``reliance``). What a file imports is not looked at. A family that has no
-variant in either release has nothing to compare.
+what these rely on in their modeling file (see ``reliance``) and, counted apart, in what it imports (see ``imported``).
+A family that has no variant in either release has nothing to compare.
 """
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-from codegen.diagnostics import Diagnostic, SourceError
+from codegen.diagnostics import Diagnostic
 from codegen.discovery import Family
 from codegen.driver import Compiled
+from codegen.imported import Files, Place
 from codegen.source import Release
 from codegen.targets import TARGETS
-from runtime.fingerprint import Definition, definitions, fingerprint, spelling
+from runtime.fingerprint import Definition, fingerprint, spelling
 from runtime.fingerprint.reliance import Reliance
 
 
@@ -62,16 +62,23 @@ class VariantDrift:
 
 @dataclass(frozen=True)
 class FamilyDrift:
-    """``upstream`` sums up the methods; NEW and REMOVED mean the family itself."""
+    """``upstream`` sums up the methods; NEW and REMOVED mean the family itself. ``imported`` holds what changed in
+    other files that the methods rely on, as ``file:name``."""
 
     family: str
     path: str
     upstream: Drift
     methods: tuple[MethodDrift, ...]
     variants: tuple[VariantDrift, ...]
+    imported: tuple[MethodDrift, ...] = ()
 
     def of(self, drift: Drift) -> tuple[str, ...]:
         return tuple(m.name for m in self.methods if m.drift is drift)
+
+    @property
+    def means_otherwise(self) -> bool:
+        """Whether something that its methods say, or rely on in other files, changed in meaning."""
+        return Drift.SEMANTIC in {self.upstream, _summed_up(self.imported)}
 
     @property
     def unexplained(self) -> bool:
@@ -83,7 +90,9 @@ class FamilyDrift:
         """Whether it is more than spelling."""
         turned = {Outcome.NEWLY_REFUSED, Outcome.NEWLY_SUPPORTED}
         by_upstream = self.upstream in {Drift.SEMANTIC, Drift.NEW, Drift.REMOVED}
-        return by_upstream or self.unexplained or any(v.outcome in turned for v in self.variants)
+        return (
+            by_upstream or self.means_otherwise or self.unexplained or any(v.outcome in turned for v in self.variants)
+        )
 
 
 @dataclass(frozen=True)
@@ -112,6 +121,15 @@ class Report:
         found = {(f.path, m.name): m.drift for f in self.families for m in f.methods}
         return {drift: list(found.values()).count(drift) for drift in Drift if drift in found.values()}
 
+    @property
+    def imported(self) -> dict[MethodDrift, tuple[str, ...]]:
+        """What changed in files that modeling files import, each with the families that rely on it."""
+        found: dict[MethodDrift, list[str]] = {}
+        for f in self.families:
+            for one in f.imported:
+                found.setdefault(one, []).append(f.family)
+        return {one: tuple(found[one]) for one in sorted(found, key=lambda m: (m.drift is Drift.SPELLING, m.name))}
+
     def with_outcome(self, outcome: Outcome) -> list[tuple[FamilyDrift, VariantDrift]]:
         return [(f, v) for f in self.families for v in f.variants if v.outcome is outcome]
 
@@ -130,6 +148,7 @@ class Report:
                     "upstream": f.upstream.value,
                     "differs": f.differs,
                     "methods": {m.name: m.drift.value for m in f.methods},
+                    "imported": {m.name: m.drift.value for m in f.imported},
                     "variants": {
                         v.target: {
                             "outcome": v.outcome.value,
@@ -151,7 +170,7 @@ class Side:
         self.compiled: dict[tuple[str, str], Compiled] = {}  # by (target, family)
         self.families: dict[str, Family] = {}
         self._refused: dict[tuple[str, str], tuple[Diagnostic, ...]] = {}
-        self._definitions: dict[str, Mapping[str, Definition] | None] = {}
+        self.files = Files(release)
         for one in compiled:
             for family in one.generated:
                 self.compiled[one.target, family.model_type] = one
@@ -168,24 +187,20 @@ class Side:
         return {name for t in TARGETS if (t, family) in self.compiled for name, _ in self.compiled[t, family].methods}
 
     def definitions(self, path: str) -> Mapping[str, Definition] | None:
-        """The definitions of a file by qualified name; None when it is damaged."""
-        if path not in self._definitions:
-            try:
-                self._definitions[path] = definitions(ast.parse(self.release.text(path)))
-            except (SourceError, SyntaxError, ValueError):
-                self._definitions[path] = None
-        return self._definitions[path]
+        """The definitions and values of a file by qualified name; None when it is damaged."""
+        file = self.files.at(path)
+        return None if file is None else file.definitions
 
 
 def compare(before: Side, after: Side) -> Report:
     """Everything that differs between two releases, as one and the same compiler sees them."""
     names = sorted({*before.families, *after.families})
-    known: dict[tuple[str, str, str], Drift] = {}  # methods of files that several families share
+    known: dict[tuple[Place, Place], Drift] = {}  # several families share files
     families = tuple(_family(before, after, name, known) for name in names)
     return Report(before.release.version, after.release.version, families)
 
 
-def _family(before: Side, after: Side, name: str, known: dict[tuple[str, str, str], Drift]) -> FamilyDrift:
+def _family(before: Side, after: Side, name: str, known: dict[tuple[Place, Place], Drift]) -> FamilyDrift:
     old, new = before.families.get(name), after.families.get(name)
     variants = tuple(_variant(before, after, target, name) for target in TARGETS)
     if new is None:
@@ -193,30 +208,40 @@ def _family(before: Side, after: Side, name: str, known: dict[tuple[str, str, st
         return FamilyDrift(name, old.path, Drift.REMOVED, (), variants)
     if old is None:
         return FamilyDrift(name, new.path, Drift.NEW, (), variants)
-    compared = []
+    compared: list[MethodDrift] = []
+    changed: list[MethodDrift] = []
     ours, theirs = before.definitions(old.path), after.definitions(new.path)
     if ours is not None and theirs is not None:
-        texts = before.release.text(old.path), after.release.text(new.path)
         roots = before.methods_of(name) | after.methods_of(name)
-        for method in sorted(Reliance(ours).of(roots) | Reliance(theirs).of(roots)):
-            key = (old.path, new.path, method)
-            if key not in known:
-                known[key] = _method(ours.get(method), theirs.get(method), *texts)
-            compared.append(MethodDrift(method, known[key]))
-    return FamilyDrift(name, new.path, _summed_up(compared), tuple(compared), variants)
+        used = sorted(Reliance(ours).of(roots) | Reliance(theirs).of(roots))
+        for method in used:
+            drift = _between(before, after, (old.path, method), (new.path, method), known)
+            compared.append(MethodDrift(method, drift))
+        elsewhere = before.files.imported_by(old.path, used) | after.files.imported_by(new.path, used)
+        for path, one in sorted(elsewhere):
+            drift = _between(before, after, (path, one), (path, one), known)
+            changed += [MethodDrift(f"{path}:{one}", drift)] if drift is not Drift.UNCHANGED else []
+    return FamilyDrift(name, new.path, _summed_up(compared), tuple(compared), variants, tuple(changed))
 
 
-def _method(old: Definition | None, new: Definition | None, old_text: str, new_text: str) -> Drift:
-    if old is None:
-        return Drift.NEW
-    if new is None:
-        return Drift.REMOVED
-    if spelling(old, old_text) == spelling(new, new_text):
-        return Drift.UNCHANGED
-    return Drift.SPELLING if fingerprint(old) == fingerprint(new) else Drift.SEMANTIC
+def _between(before: Side, after: Side, old: Place, new: Place, known: dict[tuple[Place, Place], Drift]) -> Drift:
+    """What became of one definition between the releases."""
+    if (old, new) not in known:
+        ours, theirs = before.files.at(old[0]), after.files.at(new[0])
+        one = None if ours is None else ours.definitions.get(old[1])
+        other = None if theirs is None else theirs.definitions.get(new[1])
+        if ours is None or one is None:
+            known[old, new] = Drift.NEW
+        elif theirs is None or other is None:
+            known[old, new] = Drift.REMOVED
+        elif spelling(one, ours.text) == spelling(other, theirs.text):
+            known[old, new] = Drift.UNCHANGED
+        else:
+            known[old, new] = Drift.SPELLING if fingerprint(one) == fingerprint(other) else Drift.SEMANTIC
+    return known[old, new]
 
 
-def _summed_up(compared: list[MethodDrift]) -> Drift:
+def _summed_up(compared: Iterable[MethodDrift]) -> Drift:
     found = {m.drift for m in compared}
     if not found:
         return Drift.NOT_COMPARED

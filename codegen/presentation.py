@@ -281,6 +281,8 @@ def show_drift(report: Report) -> None:
             for change in (Drift.SEMANTIC, Drift.NEW, Drift.REMOVED, Drift.SPELLING):
                 for name in found.of(change):
                     say(f"  {change.value:<13} {name}")
+    for one, families in report.imported.items():
+        say(f"imported: {one.drift.value:<13} {one.name} ({len(families)} families)")
     for found in report.families:
         supported = [v.target for v in found.variants if v.outcome is Outcome.NEWLY_SUPPORTED]
         if supported and found.upstream not in {Drift.SEMANTIC, Drift.NEW, Drift.SPELLING}:

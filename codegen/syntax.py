@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 from collections.abc import Container, Iterator, Mapping, Sequence
 from functools import cache, lru_cache
@@ -11,6 +12,7 @@ import libcst as cst
 
 Node = TypeVar("Node", bound=cst.CSTNode)
 _EMPTY = cst.Module([])
+_ATOMS = (cst.Name, cst.Attribute, cst.Call, cst.Subscript, cst.SimpleString)
 
 Replacement = cst.CSTNode | cst.RemovalSentinel | cst.FlattenSentinel[cst.BaseStatement]
 
@@ -95,8 +97,18 @@ def _all_below(block: cst.IndentedBlock) -> tuple[cst.CSTNode, ...]:
 
 @lru_cache(maxsize=1 << 15)
 def code(node: cst.CSTNode) -> str:
-    """The node's source text, without surrounding blank lines."""
+    """The node's source text, without surrounding blank lines and, where they say nothing, parentheses."""
+    if isinstance(node, _ATOMS) and node.lpar:
+        bare = _EMPTY.code_for_node(node.with_changes(lpar=(), rpar=())).strip()
+        if "\n" not in bare:
+            return bare
     return _EMPTY.code_for_node(node).strip()
+
+
+@lru_cache(maxsize=1 << 12)
+def one_line(node: cst.CSTNode) -> str:
+    """The node's text as Python itself prints it: without comments, line breaks and needless parentheses."""
+    return ast.unparse(ast.parse(code(node)))
 
 
 def dotted(node: cst.CSTNode) -> str | None:

@@ -283,9 +283,9 @@ class UpstreamModule:
         start = positions[node].start
         return Span(self.path, line + start.line - positions[function.name].start.line, start.column + column)
 
-    def body(self, function: str) -> list[python_ast.stmt]:
-        """The statements of a module-level function in the standard library's tree, its docstring left out."""
-        node = self.definition(function)
+    def body(self, where: str) -> list[python_ast.stmt]:
+        """The statements of a method or function in the standard library's tree, its docstring left out."""
+        node = self.definition(where)
         assert node is not None
         return node.body[python_ast.get_docstring(node) is not None :]
 

@@ -34,6 +34,11 @@ def markdown(report: Report) -> str:
     lines += _section("Changed in meaning", _methods(semantic))
     unexplained = [(f.family, f"`{f.path}`") for f in report.families if f.unexplained]
     lines += _section("Variant changed, no method did", _table(("family", "file"), unexplained))
+    shared = [
+        (f"`{m.name}`", m.drift.value, f"{len(families)}: {', '.join(families)}")
+        for m, families in report.imported.items()
+    ]
+    lines += _section("Changed in imported code", _table(("definition", "drift", "families"), shared))
     for title, drift in (("New families", Drift.NEW), ("Removed families", Drift.REMOVED)):
         moved = [(f.family, f"`{f.path}`", *_outcomes(f)) for f in report.families if f.upstream is drift]
         lines += _section(title, _table(("family", "file", *TARGETS), moved))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterator
 
 import libcst as cst
 
 from codegen.ir import AttentionStyle
+from codegen.recognize.wording import Wording, says
 from codegen.syntax import assignment, every_statement, find, names, reads
 from codegen.upstream import UpstreamModule
 
@@ -19,8 +21,9 @@ hidden_states = hidden_states[:, :, None, :, :].expand(batch, num_key_value_head
 return hidden_states.reshape(batch, num_key_value_heads * n_rep, slen, head_dim)
 """
 
-# One line of the arithmetic -> the stage it belongs to. Stages may be left out, never reordered. What is the same up to
-# rounding of half precision is one shape: where the softmax is cast, and `- 1` for `- 2`, differ in no float32 number.
+# One line of the arithmetic, in any wording -> its stage. Stages may be left out, never reordered. What is
+# the same up to rounding of half precision is one shape: where the softmax is cast, and `- 1` for `- 2`, differ in no
+# float32 number.
 STAGES: tuple[tuple[str, tuple[str, ...]], ...] = (
     (
         "scale",
@@ -99,7 +102,9 @@ STAGES: tuple[tuple[str, tuple[str, ...]], ...] = (
 )
 NEEDED = frozenset({"scores", "mask", "dropout", "weighted", "heads-inside", "result"})
 SINKS = frozenset({"sinks", "sinks-joined", "sinks-stable", "sinks-softmax", "sinks-dropped"})
-_STAGE = {line: index for index, (_, lines) in enumerate(STAGES) for line in lines}
+LOCALS = frozenset(
+    {"attn_weights", "attn_output", "key_states", "value_states", "sinks", "combined_logits", "probs", "scores"}
+)
 
 
 def attention_style(module: UpstreamModule, cls: str) -> AttentionStyle:
@@ -132,8 +137,9 @@ def _only_hands_on(function: cst.FunctionDef) -> bool:
 
 
 def _is_known(module: UpstreamModule, name: str) -> bool:
-    lines = _lines(module, name)
-    stages = [_STAGE.get(line, -1) for line in lines]
+    function = module.definition(name)
+    assert isinstance(function, ast.FunctionDef)
+    stages = list(_stages(function))
     found = {STAGES[index][0] for index in stages if index >= 0}
     if -1 in stages or stages != sorted(set(stages)) or not found >= NEEDED:
         return False
@@ -141,15 +147,17 @@ def _is_known(module: UpstreamModule, name: str) -> bool:
         return False
     if SINKS & found not in (SINKS, frozenset()):
         return False
-    return "keys" not in found or _lines(module, "repeat_kv") == REPEAT_KV.strip().split("\n")
+    return "keys" not in found or _repeats_heads(module)
 
 
-def _lines(module: UpstreamModule, name: str) -> list[str]:
-    """The statements of a function, one line each, as Python itself writes them."""
-    return [_line(statement) for statement in module.body(name)]
+def _stages(function: ast.FunctionDef) -> Iterator[int]:
+    """The stage that each statement belongs to, -1 for one that is not known."""
+    wording = Wording(function, LOCALS)
+    for statement in wording.statements:
+        fits = (i for i, (_, lines) in enumerate(STAGES) if any(wording.reads_as(statement, line) for line in lines))
+        yield next(fits, -1)
 
 
-def _line(statement: ast.stmt) -> str:
-    if isinstance(statement, ast.If) and not statement.orelse:
-        return f"if {ast.unparse(statement.test)}: " + "; ".join(ast.unparse(s) for s in statement.body)
-    return ast.unparse(statement)
+def _repeats_heads(module: UpstreamModule) -> bool:
+    function = module.definition("repeat_kv")
+    return isinstance(function, ast.FunctionDef) and says(function, REPEAT_KV)

@@ -9,6 +9,7 @@ from codegen.recognize.carriers import carriers, reachable_classes
 from codegen.recognize.eager_attention import attention_style
 from codegen.recognize.embedders import embedders
 from codegen.recognize.foreign_code import foreign_code
+from codegen.recognize.mask_path import masks_withheld
 from codegen.recognize.norm import norm
 from codegen.recognize.rotary import rotary
 from codegen.recognize.stacked_experts import stacks_experts
@@ -16,7 +17,8 @@ from codegen.upstream import UpstreamModule
 
 
 def recognize(module: UpstreamModule, heads: tuple[tuple[str, str], ...]) -> FamilyIR:
-    """Raises Refused when a head has no path to a cache, rotates in an unknown way, or is not all in its file."""
+    """Raises Refused when a head has no path to a cache, rotates in an unknown way, keeps its mask from an attention,
+    or is not all in its file."""
     # upstream's own files hold all of a model
     foreign = () if module.is_upstream else [d for _, head in heads for d in foreign_code(module, head)]
     if foreign:
@@ -40,6 +42,7 @@ def recognize(module: UpstreamModule, heads: tuple[tuple[str, str], ...]) -> Fam
             problems.append(rotary_fact)
     problems += unknown_uses(module, tuple(reachable))
     problems += unknown_receivers(module, tuple(found))
+    problems += masks_withheld(module, tuple(found))
     if problems:
         raise Refused(*problems)
     return FamilyIR(

@@ -2,92 +2,113 @@
 
 from __future__ import annotations
 
-import libcst as cst
+import ast
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
+from itertools import product
 
 from codegen.ir import NormFact, NormScale
-from codegen.syntax import assignment, code, every_statement, find, parameters, self_attribute
-from codegen.upstream import Method, UpstreamModule
+from codegen.upstream import UpstreamModule
 
-WEIGHT = "self.weight"
+INPUT = "x"
+IN_FLOAT = ("x.to(torch.float32)", "x.float()")
+CAST_BACK = ("({}).to(x.dtype)", "({}).type_as(x)")
+WEIGHT = ("self.weight",)
 FLOAT_WEIGHTS = ("self.weight", "self.weight.float()", "self.weight.to(torch.float32)")
-ONE_PLUS = tuple(f"{one} + {w}" for one in ("1", "1.0") for w in FLOAT_WEIGHTS) + tuple(
-    f"{w} + {one}" for one in ("1", "1.0") for w in FLOAT_WEIGHTS
-)
+ONE_PLUS = tuple(each for one in ("1", "1.0") for w in FLOAT_WEIGHTS for each in (f"{one} + {w}", f"{w} + {one}"))
 EPSILONS = ("self.variance_epsilon", "self.eps")
 
 
 def norm(module: UpstreamModule, cls: str) -> NormFact | None:
     """The fact, or None when the class is not a plain root-mean-square norm over its last dimension: gated, grouped
-    and mean-subtracting norms, and arithmetic in another order, are left to upstream's own code."""
-    methods = module.reachable_methods(cls)
-    if not methods or parameters(methods[0].node) not in (("hidden_states",), ("x",)):
+    and mean-subtracting norms, and arithmetic in another order or precision, are left to upstream's own code."""
+    methods = {m.name: m for m in module.reachable_methods(cls)}
+    if "forward" not in methods or not any(module.classes.mentions(m.owner, "rsqrt") for m in methods.values()):
         return None
-    lines = [line for m in methods for line in every_statement(m.node.body)]
-    if any(not isinstance(line, cst.SimpleStatementLine) for line in lines) or not _is_root_mean_square(lines):
+    functions = {name: module.definition(f"{m.owner}.{name}") for name, m in methods.items()}
+    known = {name: node for name, node in functions.items() if isinstance(node, ast.FunctionDef)}
+    result = _result(known, "forward", INPUT)
+    scale = None if result is None else _forms().get(ast.unparse(result))
+    return None if scale is None else NormFact(cls, scale, f"{methods['forward'].owner}.forward")
+
+
+@cache
+def _forms() -> Mapping[str, NormScale]:
+    """What a norm may return as one expression, and how it scales then."""
+    found: dict[str, NormScale] = {}
+    for value, epsilon in product(IN_FLOAT, EPSILONS):
+        square = f"{value}.pow(2).mean(-1, keepdim=True)"
+        for total in _either(square, "+", epsilon):
+            for whole in _either(value, "*", f"torch.rsqrt({total})"):
+                for back in CAST_BACK:
+                    _add(found, [back.format(whole)], NormScale.NO_WEIGHT)
+                    for weight in WEIGHT:
+                        _add(found, _either(back.format(whole), "*", weight), NormScale.CAST_THEN_WEIGHT)
+                    for weight in FLOAT_WEIGHTS:
+                        weighted = [back.format(one) for one in _either(whole, "*", weight)]
+                        _add(found, weighted, NormScale.WEIGHT_THEN_CAST)
+                    for weight in ONE_PLUS:
+                        weighted = [back.format(one) for one in _either(whole, "*", weight)]
+                        _add(found, weighted, NormScale.ONE_PLUS_WEIGHT)
+    return found
+
+
+def _either(left: str, operator: str, right: str) -> Iterator[str]:
+    yield f"({left}) {operator} ({right})"
+    yield f"({right}) {operator} ({left})"
+
+
+def _add(found: dict[str, NormScale], texts: Iterable[str], scale: NormScale) -> None:
+    found.update({ast.unparse(ast.parse(text, mode="eval")): scale for text in texts})
+
+
+def _result(functions: Mapping[str, ast.FunctionDef], name: str, given: str | ast.expr) -> ast.expr | None:
+    """What a method of one parameter returns for what is given, as one expression in which its locals and calls of
+    other such methods are written out; None where it has other statements than assignments."""
+    function = functions[name]
+    if len(function.args.args) != 2 or function.args.vararg is not None:
         return None
-    scale = _scale(methods)
-    return None if scale is None else NormFact(cls, scale, f"{methods[0].owner}.{methods[0].name}")
-
-
-def _is_root_mean_square(lines: list[cst.BaseStatement]) -> bool:
-    text = [code(line) for line in lines]
-    squares = [t for t in text if ".pow(2).mean(-1, keepdim=True)" in t]
-    roots = [t for t in text if "torch.rsqrt(" in t]
-    subtracts = any(isinstance(b.operator, cst.Subtract) for line in lines for b in find(line, cst.BinaryOperation))
-    epsilon = any(e in t for t in text for e in EPSILONS)
-    in_float = any(".to(torch.float32)" in t or ".float()" in t for t in text)
-    return len(squares) == 1 and len(roots) == 1 and not subtracts and epsilon and in_float
-
-
-def _scale(methods: tuple[Method, ...]) -> NormScale | None:
-    """Follows the value through the lines of forward: was it cast back when the weight came in?"""
-    cast = False  # the running value has been cast back to the input's dtype
-    weighted: NormScale | None = None
-    for line in every_statement(methods[0].node.body):
-        bound = assignment(line)
-        value = bound[1] if bound is not None else None
-        if isinstance(line, cst.SimpleStatementLine) and isinstance(line.body[0], cst.Return):
-            value = line.body[0].value
-        if value is None or (methods[0].node.get_docstring() is not None and code(value).startswith(('"', 'r"'))):
-            continue
-        product = next((b for b in find(value, cst.BinaryOperation) if _weights(b) is not None), None)
-        if product is None:
-            if WEIGHT in code(value):
+    value: ast.expr = ast.Name(given, ast.Load()) if isinstance(given, str) else given
+    inline = _Inline(functions, {function.args.args[1].arg: value})
+    for statement in function.body:
+        if isinstance(statement, ast.Return):
+            return None if statement.value is None else inline.visited(statement.value)
+        if isinstance(statement, ast.Assign | ast.AnnAssign) and statement.value is not None:
+            target = statement.targets[0] if isinstance(statement, ast.Assign) else statement.target
+            new = inline.visited(statement.value)
+            if new is None or not isinstance(target, ast.Name):
                 return None
-            cast = cast or _casts_back(value)
-            continue
-        if weighted is not None:
+            inline.values[target.id] = new
+        elif not (isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)):
             return None
-        weight, other = _weights(product) or ("", value)
-        if cast or _casts_back(other):
-            weighted = NormScale.CAST_THEN_WEIGHT if weight == WEIGHT else None
-        elif weight in ONE_PLUS:
-            weighted = NormScale.ONE_PLUS_WEIGHT
-        else:
-            weighted = NormScale.WEIGHT_THEN_CAST
-        if weighted is None:
-            return None
-        cast = cast or _casts_back(value)
-    if not cast:
-        return None
-    return weighted or NormScale.NO_WEIGHT
-
-
-def _weights(product: cst.BinaryOperation) -> tuple[str, cst.BaseExpression] | None:
-    """``(weight, other)`` when one side of a product is the weight."""
-    if not isinstance(product.operator, cst.Multiply):
-        return None
-    for side, other in ((product.left, product.right), (product.right, product.left)):
-        text = code(side.with_changes(lpar=[], rpar=[]))
-        if text in FLOAT_WEIGHTS or text in ONE_PLUS:
-            return text, other
     return None
 
 
-def _casts_back(value: cst.BaseExpression) -> bool:
-    """``.to(input_dtype)`` or ``.type_as(x)``, somewhere in the value; ``.to(torch.float32)`` is the way up."""
-    for call in find(value, cst.Call):
-        if isinstance(call.func, cst.Attribute) and call.func.attr.value in ("to", "type_as") and call.args:
-            if code(call.args[0].value) != "torch.float32" and self_attribute(call.args[0].value) is None:
-                return True
-    return False
+class _Inline(ast.NodeTransformer):
+    """Writes out locals, and calls of the class's own methods."""
+
+    def __init__(self, functions: Mapping[str, ast.FunctionDef], values: dict[str, ast.expr]) -> None:
+        self.values = values
+        self._functions = functions
+        self._failed = False
+
+    def visited(self, node: ast.expr) -> ast.expr | None:
+        result = self.visit(ast.parse(ast.unparse(node), mode="eval").body)  # a copy: the file's tree stays
+        assert isinstance(result, ast.expr)
+        return None if self._failed else result
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        return self.values.get(node.id, node)
+
+    def visit_Call(self, node: ast.Call) -> ast.expr:
+        self.generic_visit(node)
+        method = node.func.attr if isinstance(node.func, ast.Attribute) and _is_self(node.func.value) else ""
+        if method not in self._functions or len(node.args) != 1 or node.keywords or method == "forward":
+            return node
+        result = _result(self._functions, method, node.args[0])
+        self._failed = self._failed or result is None
+        return node if result is None else result
+
+
+def _is_self(node: ast.expr) -> bool:
+    return isinstance(node, ast.Name) and node.id == "self"

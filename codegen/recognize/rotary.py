@@ -26,7 +26,7 @@ def rotary(module: UpstreamModule, cls: str) -> RotaryFact | Diagnostic | None:
         len(returned) == 1
         and isinstance(returned[0], cst.Tuple)
         and len(returned[0].elements) == 2
-        and [next(iter(sorted(names(e.value) & {"cos", "sin"})), "") for e in returned[0].elements] == ["cos", "sin"]
+        and _yields(method.node, [e.value for e in returned[0].elements]) == [{"cos"}, {"sin"}]
     )
     if (
         pair
@@ -43,6 +43,22 @@ def rotary(module: UpstreamModule, cls: str) -> RotaryFact | Diagnostic | None:
         f"forward({', '.join(labels)}) -> {code(returned[0]) if returned and returned[0] is not None else 'nothing'}",
         "multi-axis rotary embeddings need a rule of their own",
     )
+
+
+def _yields(function: cst.FunctionDef, values: list[cst.BaseExpression]) -> list[set[str]]:
+    """Which of cos and sin went into each value, by way of locals; what is bound in another way is what its name
+    says."""
+    held: dict[str, set[str]] = {name: {name} for name in ("cos", "sin")}
+
+    def of(value: cst.BaseExpression) -> set[str]:
+        called = [c.func.attr.value for c in find(value, cst.Call) if isinstance(c.func, cst.Attribute)]
+        return set(called) & {"cos", "sin"} | {one for name in names(value) for one in held.get(name, ())}
+
+    for line in every_statement(function.body):
+        bound = assignment(line)
+        if bound is not None and isinstance(bound[0], cst.Name) and (found := of(bound[1])):
+            held[bound[0].value] = found
+    return [of(value) for value in values]
 
 
 def _is_polar(function: cst.FunctionDef, returned: cst.BaseExpression | None) -> bool:

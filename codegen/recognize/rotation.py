@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import ast
 
+from codegen.recognize.wording import says
 from codegen.syntax import names, parameters
 from codegen.upstream import UpstreamModule
 
 SIGNATURE = ("q", "k", "cos", "sin")
-# Bodies of the function that does it, one line a statement, as Python itself writes them.
+# Bodies of the function that does it, in any wording.
 HALVES = (
-    [
-        "x1 = x[..., :x.shape[-1] // 2]",
-        "x2 = x[..., x.shape[-1] // 2:]",
-        "return torch.cat((-x2, x1), dim=-1)",
-    ],
-    [
-        "first_half, second_half = torch.chunk(x, 2, dim=-1)",
-        "first_ = first_half * cos - second_half * sin",
-        "second_ = second_half * cos + first_half * sin",
-        "return torch.cat((first_, second_), dim=-1)",
-    ],
+    """
+x1 = x[..., :x.shape[-1] // 2]
+x2 = x[..., x.shape[-1] // 2:]
+return torch.cat((-x2, x1), dim=-1)
+""",
+    """
+first_half, second_half = torch.chunk(x, 2, dim=-1)
+first_ = first_half * cos - second_half * sin
+second_ = second_half * cos + first_half * sin
+return torch.cat((first_, second_), dim=-1)
+""",
 )
 
 
@@ -33,4 +34,5 @@ def is_half_rotation(module: UpstreamModule, name: str) -> bool:
     if function is None or parameters(function)[:4] != SIGNATURE:
         return False
     called = names(function.body) & module.functions.keys()
-    return len(called) == 1 and [ast.unparse(statement) for statement in module.body(*called)] in HALVES
+    rotation = module.definition(*called) if len(called) == 1 else None
+    return isinstance(rotation, ast.FunctionDef) and any(says(rotation, body) for body in HALVES)

@@ -231,7 +231,7 @@ REFUSED: dict[str, str] = {
     "bamba": "[recognize/cache-use] models/bamba/modeling_bamba.py: expected a cache that is only updated and asked for its length; found `past_key_values.has_previous_state`",
     "big_bird": "[qeff/given-positions] models/big_bird/modeling_big_bird.py: expected position_ids, or the length of the cache to count them from, in every call; found `self.embeddings(input_ids_padding)` in BigBirdModel._pad_to_block_size",
     "blt": "[recognize/cache-use] models/blt/modeling_blt.py: expected a cache that is only updated and asked for its length; found `past_key_values.self_attention_cache`",
-    "cpmant": "[qeff/position-default] models/cpmant/modeling_cpmant.py: expected nothing that depends on the cache's length but default positions; found `past_length != 0`",
+    "cpmant": "[recognize/mask-path] models/cpmant/modeling_cpmant.py: expected a mask that is used or handed on; found `attention_mask` is tested at most",
     "ctrl": "[qeff/position-default] models/ctrl/modeling_ctrl.py: expected nothing that depends on the cache's length but default positions; found `mask = torch.triu(torch.ones(seq_len + past_length, seq_len + past_length), 1).to(device)`",
     "doge": "[qeff/additive-mask] models/doge/modeling_doge.py: expected the mask added to the scores, sliced, tested for None, or handed on; found `attention_mask.dtype`",
     "falcon_h1": "[recognize/cache-use] models/falcon_h1/modeling_falcon_h1.py: expected a cache that is only updated and asked for its length; found `past_key_values.has_previous_state`",

@@ -207,7 +207,7 @@ REFUSED: dict[str, str] = {
     "bloom": "[recognize/packable] models/bloom/modeling_bloom.py: expected the padding mask handed to a mask factory or to a carrier, or tested for None; found `alibi = self.build_alibi_tensor(attention_mask, self.num_heads, dtype=hidden_states.dtype)`",
     "blt": "[recognize/cache-use] models/blt/modeling_blt.py: expected a cache that is only updated and asked for its length; found `past_key_values.self_attention_cache`",
     "camembert": "[recognize/packable] models/camembert/modeling_camembert.py: expected default positions counted from a row's start; found `self.create_position_ids_from_input_ids( input_ids, self.padding_idx, past_key_values_length )`",
-    "cpmant": "[rmpad/packed-input] models/cpmant/modeling_cpmant.py: expected forward with input_ids, attention_mask and **kwargs; found forward(input_ids, output_attentions, output_hidden_states, past_key_values, use_cache, return_dict)",
+    "cpmant": "[recognize/mask-path] models/cpmant/modeling_cpmant.py: expected a mask that is used or handed on; found `attention_mask` is tested at most",
     "ctrl": "[rmpad/mask-builder] models/ctrl/modeling_ctrl.py: expected that it applies in at least one class; found no match in CTRLLMHeadModel",
     "data2vec-text": "[recognize/packable] models/data2vec/modeling_data2vec_text.py: expected default positions counted from a row's start; found `self.create_position_ids_from_input_ids( input_ids, self.padding_idx, past_key_values_length )`",
     "doge": "[recognize/packable] models/doge/modeling_doge.py: expected an attention that only its mask keeps from seeing a token; found `torch.topk(attn_mask, keep_window_size, dim=-1, largest=True, sorted=False)`",

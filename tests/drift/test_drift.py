@@ -102,6 +102,48 @@ def test_meaning_is_seen_where_it_changed(new: Path, compare: Compare, change: t
     assert llama["upstream"] == "semantic" and _changed(llama)[method] == "semantic"
 
 
+MASKS = "masking_utils.py"
+
+
+def test_a_changed_mask_builder_shows_for_those_who_use_it(new: Path, compare: Compare) -> None:
+    path = new / MASKS
+    text = path.read_text("utf-8")
+    assert text.count("return kv_idx <= q_idx") == 1
+    path.write_text(text.replace("return kv_idx <= q_idx", "return kv_idx < q_idx"), "utf-8")
+    done = compare(new, "--json")
+    assert done.code == DIFFERENT
+    for name in ("llama", "phi"):
+        family = _family(done.json, name)
+        assert family["upstream"] == "unchanged" and family["differs"] is True
+        assert family["imported"] == {f"{MASKS}:causal_mask_function": "semantic"}
+    page = compare(new, "--markdown").out
+    assert f"| `{MASKS}:causal_mask_function` | semantic | 2: llama, phi |" in page
+    assert f"imported: semantic      {MASKS}:causal_mask_function (2 families)" in compare(new).out
+
+
+def test_what_nobody_uses_of_an_imported_file_does_not_show(new: Path, compare: Compare) -> None:
+    path = new / MASKS
+    path.write_text(path.read_text("utf-8") + "\n\ndef nobody():\n    return 1\n", "utf-8")
+    done = compare(new, "--json")
+    assert done.code == SAME
+    assert _family(done.json, "llama")["imported"] == {}
+
+
+def test_a_value_of_the_module_counts(new: Path, compare: Compare) -> None:
+    rewrite(
+        new,
+        "llama",
+        ("self.scaling = self.head_dim**-0.5", "self.scaling = self.head_dim**POWER"),
+        ("def rotate_half", "POWER = -0.5\n\n\ndef rotate_half"),
+    )
+    older = new.parent / "older"
+    shutil.copytree(new, older)
+    rewrite(new, "llama", ("POWER = -0.5", "POWER = -1.0"))
+    done = run("drift", older, new, "--out", new.parent / "generated", "--jobs", 1, "--json")
+    assert done.code == DIFFERENT
+    assert _changed(_family(done.json, "llama")) == {"POWER": "semantic"}
+
+
 def test_families_that_come_and_go(new: Path, compare: Compare, tmp_path: Path) -> None:
     write_release(tmp_path / "other", "2.0.0", {name: HEADS[name] for name in ("glm", "llama")})
     done = compare(tmp_path / "other", "--json")

@@ -54,6 +54,16 @@ class CaseAttention:
             """
 class CaseAttention:
     def forward(self, q):
+        interface = ALL_ATTENTION_FUNCTIONS.get_interface(eager_attention_forward, self.config._attn_implementation)
+        return interface(self, q)
+""",
+            "CaseAttention.forward",
+            refuses="ALL_ATTENTION_FUNCTIONS used in another way",
+        ),
+        Case(
+            """
+class CaseAttention:
+    def forward(self, q):
         return ALL_ATTENTION_FUNCTIONS["sdpa"](self, q)
 """,
             "CaseAttention.forward",
@@ -76,6 +86,7 @@ class CaseAttention:
                     isinstance(value, cst.Call)
                     and dotted(value.func) == f"{TABLE}.get_interface"
                     and len(value.args) == 2
+                    and isinstance(value.args[1].value, cst.Name)
                 ):
                     eager[target] = code(value.args[1].value)
                     edits.append(Edit(line, cst.RemoveFromParent()))

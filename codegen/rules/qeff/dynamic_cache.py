@@ -17,6 +17,7 @@ from codegen.syntax import (
     expression,
     find,
     names,
+    one_line,
     statement,
     statements,
     walk,
@@ -128,6 +129,17 @@ class CaseModel:
         return x
 """,
         ),
+        Case(
+            """
+class CaseModel:
+    def forward(self, x, past_key_values=None, use_cache=None):
+        if use_cache or past_key_values is None:
+            past_key_values = DynamicCache()
+        return x
+""",
+            "CaseModel.forward",
+            refuses="if use_cache or past_key_values is None",
+        ),
         Case("class CaseModel:\n    def forward(self, x):\n        return x\n", "CaseModel.forward"),
     )
 
@@ -135,6 +147,14 @@ class CaseModel:
         edits: list[Edit] = []
         for line in every_statement(site.function.body):
             if isinstance(line, cst.If) and f"{CACHE} is None" in code(line.test) and _makes_cache(line):
+                if not _where_there_is_none(line.test):
+                    return site.refusal(
+                        self.id,
+                        line,
+                        f"a cache made where there is none: `{CACHE} is None`, and `use_cache` at most",
+                        f"if {code(line.test)}",
+                        "teach rules/qeff/dynamic_cache.py when the caller's buffers are not used",
+                    )
                 if edits and code(_bare(edits[0].node)) == code(_bare(line)):
                     edits.append(Edit(line, cst.RemoveFromParent()))  # once more what was done
                     continue
@@ -179,6 +199,14 @@ def _makes_cache(branch: cst.If) -> bool:
         and any((dotted(c.func) or "").endswith("Cache") for c in find(bound[1], cst.Call))
         for line in every_statement(branch.body)
     ) and CACHE in names(branch.test)
+
+
+def _where_there_is_none(test: cst.BaseExpression) -> bool:
+    """``past_key_values is None``, alone or with ``use_cache``."""
+    if isinstance(test, cst.BooleanOperation):
+        sides = {one_line(test.left), one_line(test.right)}
+        return isinstance(test.operator, cst.And) and sides == {"use_cache", f"{CACHE} is None"}
+    return one_line(test) == f"{CACHE} is None"
 
 
 def _withheld(body: cst.CSTNode) -> Iterator[cst.IfExp]:

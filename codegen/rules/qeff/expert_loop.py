@@ -5,6 +5,7 @@ from __future__ import annotations
 import libcst as cst
 
 from codegen.ir import Role
+from codegen.recognize.expert_routing import Routing, finds_hits, only_continues, only_finds_hits, stops_when_empty
 from codegen.recognize.expert_weights import expert_variable, takes_expert_weights
 from codegen.recognize.grouped_product import LINEAR
 from codegen.rules.base import Case, Edit, Edits, Match, NotApplicable, Site
@@ -13,9 +14,11 @@ from codegen.syntax import (
     assignment,
     code,
     dotted,
+    every_statement,
     expression,
     find,
     names,
+    one_line,
     replaced,
     self_attribute,
     statement,
@@ -133,6 +136,22 @@ class CaseExperts:
             "CaseExperts.forward",
             refuses="elsewhere(hidden_states[token_idx], weight)",
         ),
+        Case(
+            """
+class CaseExperts:
+    def forward(self, hidden_states, top_k_index, top_k_weights):
+        final_hidden_states = torch.zeros_like(hidden_states)
+        expert_mask = torch.nn.functional.one_hot(top_k_index, num_classes=self.num_experts).permute(2, 1, 0)
+        expert_hit = torch.greater(expert_mask.sum(dim=(-1, -2)), 0).nonzero()
+        for expert_idx in expert_hit[1:]:
+            pos, token_idx = torch.where(expert_mask[expert_idx])
+            current = nn.functional.linear(hidden_states[token_idx], self.up_proj[expert_idx])
+            final_hidden_states.index_add_(0, token_idx, current * top_k_weights[token_idx, pos, None])
+        return final_hidden_states
+""",
+            "CaseExperts.forward",
+            refuses="for expert_idx in expert_hit[1:]",
+        ),
         Case("class CaseMLP:\n    def forward(self, x):\n        return self.down(x)\n", "CaseMLP.forward"),
     )
 
@@ -159,16 +178,25 @@ class CaseExperts:
         if plan.output is None:
             return self._refuse(site, loop, "no index_add_ at the end of the loop")
         edits: list[Edit] = []
+        routing = Routing(index)
         for line in top[: top.index(loop)]:
             bound = assignment(line)
-            if isinstance(line, cst.With) and _only_finds_hits(line, plan):
+            if isinstance(line, cst.With) and only_finds_hits(line, plan.found):
+                problems = [routing.problem(inner, plan.output) for inner in every_statement(line.body)]
+                if any(problems):
+                    return self._refuse(site, line, next(p for p in problems if p))
                 edits.append(Edit(line, cst.RemoveFromParent()))
             elif bound is not None and isinstance(bound[0], cst.Name):
-                if bound[0].value == plan.output or _finds_hits(bound[1], plan) or "one_hot" in _calls(line):
+                if bound[0].value == plan.output or finds_hits(bound[1], plan.found) or "one_hot" in _calls(line):
+                    problem = routing.problem(line, plan.output)
+                    if problem is not None:
+                        return self._refuse(site, line, problem)
                     edits.append(Edit(line, cst.RemoveFromParent()))
                     plan.found.add(bound[0].value)
-            elif isinstance(line, cst.If) and _stops_when_empty(line, plan):
+            elif isinstance(line, cst.If) and stops_when_empty(line, plan.index):
                 edits.append(Edit(line, cst.RemoveFromParent()))
+        if code(loop.iter) not in routing.hits or plan.mask not in routing.permuted:
+            return self._refuse(site, loop, f"`for {code(loop.target)} in {code(loop.iter)}`")
         edits.append(Edit(loop, cst.FlattenSentinel(new_lines)))
         used = {"routed_tokens", "sum_over_choices", *plan.used}
         return Edits(edits, dict.fromkeys(sorted(used), SOURCE))
@@ -194,6 +222,7 @@ class _Plan:
         self.position: str | None = None
         self.token: str | None = None
         self.output: str | None = None
+        self.mask = ""  # whose row of an expert says which tokens chose it
         self.hidden: str | None = None
         self.used: set[str] = set()
         self.found: set[str] = {"expert_mask", "expert_hit"}
@@ -202,7 +231,7 @@ class _Plan:
         """Appends the rewritten line; returns what is wrong with it, if anything."""
         bound = assignment(line)
         if isinstance(line, cst.If):
-            if _only_continues(line):
+            if only_continues(line):
                 return None  # skips an expert nobody chose, or the sentinel of padding: the batch holds neither
             return self._choose(line, out)
         if isinstance(line, cst.With):
@@ -216,6 +245,10 @@ class _Plan:
             if isinstance(target, cst.Name) and target.value == self.expert:
                 return None  # expert_idx = expert_idx[0] / .item()
             if isinstance(target, cst.Tuple) and isinstance(value, cst.Call) and dotted(value.func) == "torch.where":
+                row = one_line(value.args[0].value).removesuffix(".squeeze(0)")
+                if len(value.args) != 1 or not row.endswith(f"[{self.expert}]"):
+                    return f"`{code(line)}`"
+                self.mask = row.removesuffix(f"[{self.expert}]")
                 self.position, self.token = (code(e.value) for e in target.elements)
                 return None
             if isinstance(target, cst.Name) and self._owned(value):
@@ -230,6 +263,8 @@ class _Plan:
                 and isinstance(call.func, cst.Attribute)
                 and call.func.attr.value == "index_add_"
             ):
+                if [code(a.value) for a in call.args[:2]] != ["0", self.token] or len(call.args) != 3:
+                    return f"`{code(line)}`"
                 self.output = code(call.func.value)
                 added = self._rewritten(call.args[2].value)
                 if isinstance(added, str):
@@ -392,29 +427,3 @@ def _renamed(line: cst.BaseStatement, old: str, new: str) -> cst.BaseStatement:
 
 def _calls(node: cst.CSTNode) -> set[str]:
     return {c.func.attr.value if isinstance(c.func, cst.Attribute) else code(c.func) for c in find(node, cst.Call)}
-
-
-def _only_continues(branch: cst.If) -> bool:
-    lines = [s for s in branch.body.body if isinstance(s, cst.SimpleStatementLine)]
-    return (
-        branch.orelse is None
-        and len(lines) == 1
-        and isinstance(lines[0].body[0], cst.Continue)
-        and (code(branch.test).endswith(".numel() == 0") or " == self." in code(branch.test))
-    )
-
-
-def _finds_hits(value: cst.BaseExpression, plan: _Plan) -> bool:
-    return bool(names(value) & plan.found)
-
-
-def _only_finds_hits(block: cst.With, plan: _Plan) -> bool:
-    return all(
-        (bound := assignment(s)) is not None and isinstance(bound[0], cst.Name) and bound[0].value in plan.found
-        for s in block.body.body
-        if isinstance(s, cst.BaseStatement)
-    )
-
-
-def _stops_when_empty(branch: cst.If, plan: _Plan) -> bool:
-    return code(branch.test) == f"{plan.index}.numel() == 0"

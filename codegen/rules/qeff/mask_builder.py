@@ -341,7 +341,7 @@ def _with_entries(table: cst.Dict) -> cst.Dict:
     present = {
         str(e.key.evaluated_value)
         for e in table.elements
-        if isinstance(e, cst.DictElement) and isinstance(e.key, cst.SimpleString)
+        if isinstance(e, cst.DictElement) and isinstance(e.key, cst.SimpleString | cst.ConcatenatedString)
     }
     new = [
         cst.DictElement(cst.SimpleString(f'"{key}"'), cst.Name(value))

@@ -10,8 +10,8 @@ from codegen.recognize.counted import counted_here
 from codegen.rules.base import Case, Edit, Edits, Match, NotApplicable, Site
 from codegen.rules.rmpad.packed_input import IDS, MASK, POSITIONS, packing_name
 from codegen.syntax import (
+    arguments,
     assignment,
-    code,
     dotted,
     every_statement,
     expression,
@@ -104,6 +104,26 @@ class CaseModel:
         Case(
             """
 class CaseModel:
+    def forward(self, input_ids=None, attention_mask=None, **kwargs):
+        if input_ids is None:
+            raise ValueError("no ids")
+        else:
+            counted = torch.arange(input_ids.shape[1])
+            return self.embed_positions(input_ids, position_ids=counted)
+""",
+            "CaseModel.forward",
+            """
+    def forward(self, input_ids=None, attention_mask=None, **kwargs):
+        if input_ids is None:
+            raise ValueError("no ids")
+        else:
+            counted = own_positions(attention_mask, torch.arange(input_ids.shape[1]))
+            return self.embed_positions(input_ids, position_ids=counted)
+""",
+        ),
+        Case(
+            """
+class CaseModel:
     def forward(self, input_ids=None, attention_mask=None, position_ids=None, **kwargs):
         if position_ids is None:
             position_ids = torch.arange(input_ids.shape[1])
@@ -125,14 +145,15 @@ class CaseModel:
                 if bound is not None and isinstance(bound[0], cst.Name) and _counts(bound[1]):
                     edits.append(Edit(bound[1], expression(f"{OWN}({MASK}, COUNTED)", COUNTED=bound[1])))
             return Edits(edits, {OWN: "runtime.training.packing"}) if edits else NotApplicable()
-        for line in statements(function):
+        top = statements(function)
+        called, handed = {POSITIONS, *_given_as_positions(function)}, counted_here(function)
+        for line in every_statement(function.body):
             bound = assignment(line)
-            if bound is not None and code(bound[0]) == POSITIONS and _counts(bound[1]):
-                edits.append(Edit(bound[1], expression(f"{OWN}({packing_name(function)}, COUNTED)", COUNTED=bound[1])))
-        handed = counted_here(function)
-        for line in every_statement(function.body) if handed else ():
-            bound = assignment(line)
-            if bound is not None and code(bound[0]) in handed and _counts(bound[1]):
+            if bound is None or not isinstance(bound[0], cst.Name) or not _counts(bound[1]):
+                continue
+            name = bound[0].value
+            own = name in called - labels or name in handed  # where it is a parameter, the caller's come first
+            if own or (name == POSITIONS and any(line is one for one in top)):
                 edits.append(Edit(bound[1], expression(f"{OWN}({packing_name(function)}, COUNTED)", COUNTED=bound[1])))
         for call in find(function.body, cst.Call):
             if self._counts_inside(site, call):
@@ -148,6 +169,12 @@ class CaseModel:
             if forward is not None and PAST in given and POSITIONS not in given:
                 return POSITIONS in parameters(forward.node)
         return False
+
+
+def _given_as_positions(function: cst.FunctionDef) -> set[str]:
+    """Names that calls are given as ``position_ids=name``."""
+    given = (arguments(call).get(POSITIONS) for call in find(function.body, cst.Call))
+    return {arg.value.value for arg in given if arg is not None and isinstance(arg.value, cst.Name)}
 
 
 def _counts(value: cst.BaseExpression) -> bool:

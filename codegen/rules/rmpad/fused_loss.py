@@ -16,13 +16,14 @@ from codegen.syntax import (
     keyword_catch_all,
     leading_lines,
     names,
+    one_line,
     self_attribute,
     statement,
     statements,
 )
 
 FUSED = "fused_loss"
-LABELS, LOSS, INDICES = "labels", "loss", "slice_indices"
+LABELS = "labels"
 
 
 @dataclass
@@ -32,6 +33,7 @@ class _Logits:
     name: str
     projection: str
     hidden: str
+    indices: str
     scale: str | None = None
     softcap: str | None = None
     lines: list[cst.BaseStatement] = field(default_factory=list)
@@ -98,17 +100,17 @@ class CaseForCausalLM:
             return NotApplicable()
         logits = self._logits(site, lines[start])
         assert logits is not None
-        before = [lines[start - 1]] if start and code_of_target(lines[start - 1]) == INDICES else []
+        before = [lines[start - 1]] if start and code_of_target(lines[start - 1]) == logits.indices else []
         logits.lines = [*before, lines[start]]
         position = start + 1
         while position < len(lines) and _reads_as(logits, lines[position]):
             logits.lines.append(lines[position])
             position += 1
-        starts = position < len(lines) and code_of_target(lines[position]) == LOSS
+        loss = _started(lines[position]) if position < len(lines) else None
         branch = lines[position + 1] if position + 1 < len(lines) else None
-        if not starts or not isinstance(branch, cst.If) or not _is_shifted_loss(branch, logits.name):
+        if loss is None or not isinstance(branch, cst.If) or not _is_shifted_loss(branch, logits.name, loss):
             return NotApplicable()  # what lies between projection and loss is not a scale or a soft-cap
-        new = _fused(logits, branch, packing_name(function), catch_all)
+        new = _fused(logits, loss, branch, packing_name(function), catch_all)
         gone = {id(line) for line in [*logits.lines, lines[position], branch]}
         body: list[cst.BaseStatement] = []
         for line in function.body.body:
@@ -134,10 +136,12 @@ class CaseForCausalLM:
         if len(call.args) != 1 or not isinstance(call.args[0].value, cst.Subscript):
             return None
         hidden = call.args[0].value.value
-        indices = [code(e.slice) for e in call.args[0].value.slice]
-        if not isinstance(hidden, cst.Name) or indices not in ([":", INDICES, ":"], [":", INDICES]):
+        whole, *indices = [code(e.slice) for e in call.args[0].value.slice]
+        if not isinstance(hidden, cst.Name) or whole != ":" or not indices or indices[1:] not in ([":"], []):
             return None
-        return _Logits(bound[0].value, f"self.{attribute}", hidden.value)
+        if not indices[0].isidentifier():
+            return None
+        return _Logits(bound[0].value, f"self.{attribute}", hidden.value, indices[0])
 
 
 def code_of_target(line: cst.BaseStatement) -> str:
@@ -164,13 +168,19 @@ def _reads_as(logits: _Logits, line: cst.BaseStatement) -> bool:
         if isinstance(comparison, cst.Comparison) and code(comparison.comparisons[0]).strip() == "is not None":
             cap, name = code(comparison.left), logits.name
             wanted = [f"{name} = {name} / {cap}", f"{name} = torch.tanh({name})", f"{name} = {name} * {cap}"]
-            if [code(s) for s in statements(line)] == wanted:
+            if [one_line(s) for s in statements(line)] == wanted:
                 logits.softcap = cap
                 return True
     return False
 
 
-def _is_shifted_loss(branch: cst.If, logits: str) -> bool:
+def _started(line: cst.BaseStatement) -> str | None:
+    """The name in ``loss = None``."""
+    bound = assignment(line)
+    return code(bound[0]) if bound is not None and code(bound[1]) == "None" else None
+
+
+def _is_shifted_loss(branch: cst.If, logits: str, loss: str) -> bool:
     """``if labels is not None: loss = <loss that is given the packing>(logits, labels, ...)``."""
     lines = statements(branch)
     bound = assignment(lines[-1]) if lines else None
@@ -179,18 +189,18 @@ def _is_shifted_loss(branch: cst.If, logits: str) -> bool:
         and code(branch.test) == f"{LABELS} is not None"
         and len(lines) == 1
         and bound is not None
-        and code(bound[0]) == LOSS
+        and code(bound[0]) == loss
         and isinstance(bound[1], cst.Call)
         and code(bound[1].func) == "cross_entropy_for(self)"
         and logits in names(bound[1])
     )
 
 
-def _fused(logits: _Logits, branch: cst.If, packing: str, catch_all: str) -> list[cst.BaseStatement]:
+def _fused(logits: _Logits, loss: str, branch: cst.If, packing: str, catch_all: str) -> list[cst.BaseStatement]:
     extra = [f"{k}={v}" for k, v in (("scale", logits.scale), ("softcap", logits.softcap)) if v is not None]
     arguments = ", ".join(["self", logits.projection, logits.hidden, LABELS, packing, *extra, f"**{catch_all}"])
-    first = statement(f"{LOSS} = {FUSED}({arguments})").with_changes(leading_lines=leading_lines(logits.lines[0]))
-    plain = statement(f"if {LOSS} is None:\n    pass")
+    first = statement(f"{loss} = {FUSED}({arguments})").with_changes(leading_lines=leading_lines(logits.lines[0]))
+    plain = statement(f"if {loss} is None:\n    pass")
     assert isinstance(plain, cst.If)
     inner = [logits.lines[0].with_changes(leading_lines=[]), *logits.lines[1:], branch.with_changes(leading_lines=[])]
     plain = plain.with_changes(body=cst.IndentedBlock(body=inner))

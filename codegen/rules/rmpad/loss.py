@@ -7,7 +7,18 @@ import libcst as cst
 from codegen.ir import Role
 from codegen.rules.base import Case, Edit, Edits, Match, NotApplicable, Site
 from codegen.rules.rmpad.packed_input import packing_name
-from codegen.syntax import code, dotted, expression, find, names, parameters, walk, with_keywords
+from codegen.syntax import (
+    assignment,
+    code,
+    dotted,
+    every_statement,
+    expression,
+    find,
+    names,
+    parameters,
+    walk,
+    with_keywords,
+)
 
 LABELS = "labels"
 SHIFTED = "shifted"  # targets already shifted, for a loss that would shift by itself
@@ -163,10 +174,10 @@ def _harmless(function: cst.FunctionDef) -> list[cst.Name]:
     for comparison in find(function.body, cst.Comparison):
         if code(comparison.comparisons[0].comparator) == "None" and isinstance(comparison.left, cst.Name):
             result.append(comparison.left)
-    for assign in find(function.body, cst.Assign):
-        target = assign.targets[0].target
-        if code(target) == LABELS and code(assign.value).startswith(f"{LABELS}.to("):
-            result += [n for n in find(assign, cst.Name) if n.value == LABELS]
+    for line in every_statement(function.body):
+        bound = assignment(line)
+        if bound is not None and code(bound[0]) == LABELS and code(bound[1]).startswith(f"{LABELS}.to("):
+            result += [n for n in find(line, cst.Name) if n.value == LABELS]
     result += [a.keyword for a in find(function.body, cst.Arg) if a.keyword is not None]
     return result
 

@@ -67,7 +67,9 @@ class CaseForCausalLM:
         assert isinstance(last.value, cst.Call)
         given = arguments(last.value)["logits"].value
         lines = statements(function)
-        losses = [i for i, line in enumerate(lines) if isinstance(line, cst.If) and "loss" in names(line)]
+        returned = arguments(last.value).get("loss")
+        loss = code(returned.value) if returned is not None else "loss"
+        losses = [i for i, line in enumerate(lines) if isinstance(line, cst.If) and loss in names(line)]
         if len(outputs) != 1 or not isinstance(given, cst.Name) or not losses:
             return site.refusal(
                 self.id,

@@ -1,0 +1,78 @@
+"""What the lines before a loop over experts say: which experts have tokens, and which tokens."""
+
+from __future__ import annotations
+
+import libcst as cst
+
+from codegen.syntax import assignment, code, dotted, names, one_line
+
+PERMUTED = ".permute(2, 1, 0)"
+_HIT = "torch.greater({}.sum(dim=(-1, -2)), 0).nonzero"
+HITS = (f"{_HIT}()", f"{_HIT}(as_tuple=False)", f"{_HIT}().squeeze(-1)")
+ZEROS = frozenset({"zeros", "zeros_like", "new_zeros"})
+
+
+class Routing:
+    """Reads the lines one by one: a mask of one row for each expert, and the experts that have tokens."""
+
+    def __init__(self, index: str) -> None:
+        self._index = index
+        self._masks: set[str] = set()  # [tokens, choices, experts]
+        self.permuted: set[str] = set()  # [experts, choices, tokens]
+        self.hits: set[str] = set()
+
+    def problem(self, line: cst.BaseStatement, output: str) -> str | None:
+        """Takes in one line; returns it when it says anything else."""
+        bound = assignment(line)
+        if bound is None:
+            return f"`{code(line)}`"
+        target, text = code(bound[0]), one_line(bound[1])
+        if target == output:
+            started = isinstance(bound[1], cst.Call) and (dotted(bound[1].func) or "").rsplit(".")[-1] in ZEROS
+            return None if started else f"`{code(line)}`"
+        plain = text.removesuffix(PERMUTED)
+        hot = cst.parse_expression(plain)
+        permuted = plain != text
+        if isinstance(hot, cst.Call) and (dotted(hot.func) or "").endswith("one_hot"):
+            given = [code(a.value) for a in hot.args if a.keyword is None]
+            if given[:1] != [self._index] or len(hot.args) != 2:
+                return f"`{code(line)}`"
+            (self.permuted if permuted else self._masks).add(target)
+        elif permuted and plain in self._masks:
+            self._masks.discard(target)
+            self.permuted.add(target)
+        elif any(text in {hits.format(mask) for hits in HITS} for mask in self.permuted):
+            self.hits.add(target)
+        else:
+            return f"`{code(line)}`"
+        return None
+
+
+def only_continues(branch: cst.If) -> bool:
+    """``if <tokens>.numel() == 0: continue``, or the same for the sentinel of padding."""
+    lines = [s for s in branch.body.body if isinstance(s, cst.SimpleStatementLine)]
+    return (
+        branch.orelse is None
+        and len(lines) == 1
+        and isinstance(lines[0].body[0], cst.Continue)
+        and (code(branch.test).endswith(".numel() == 0") or " == self." in code(branch.test))
+    )
+
+
+def finds_hits(value: cst.BaseExpression, known: set[str]) -> bool:
+    """Whether a value is read from what the lines before found."""
+    return bool(names(value) & known)
+
+
+def only_finds_hits(block: cst.With, known: set[str]) -> bool:
+    """Whether a block only binds what is known to be found."""
+    return all(
+        (bound := assignment(s)) is not None and isinstance(bound[0], cst.Name) and bound[0].value in known
+        for s in block.body.body
+        if isinstance(s, cst.BaseStatement)
+    )
+
+
+def stops_when_empty(branch: cst.If, index: str) -> bool:
+    """``if <index>.numel() == 0``."""
+    return code(branch.test) == f"{index}.numel() == 0"
