@@ -5,6 +5,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -33,9 +34,13 @@ main()
 
 
 def _needed(release: Release) -> list[str]:
-    """The files that compiling reads: the mapping, the mask builders, and the modeling file of every type."""
-    paths = {family.path for family in discover(release)}
-    return sorted({*paths, "models/auto/modeling_auto.py", "models/auto/configuration_auto.py", "masking_utils.py"})
+    """The files that compiling reads: the mapping, the modeling file of every type, and what these import."""
+    spec = find_spec("transformers")
+    assert spec is not None and spec.origin is not None
+    root = Path(spec.origin).parent
+    shared = {path.relative_to(root).as_posix() for path in root.rglob("*.py")}
+    paths = {family.path for family in discover(release)} | {p for p in shared if not p.startswith("models/")}
+    return sorted({*paths, "models/auto/modeling_auto.py", "models/auto/configuration_auto.py"} - {"__init__.py"})
 
 
 @pytest.fixture(scope="module")
