@@ -152,7 +152,7 @@ def build(
     sources |= {entry.compiled.path: entry.source for entry in kept}
     # what an older compiler wrote and stays makes the whole tree one that is not this compiler's
     compiler = past.compiler if past.is_current_compiler or not kept else ""
-    files = _render(root, release.version, compiler, compiled, sources, behind, own)
+    files = _render(root, release.version, compiler, compiled, sources, behind, own, past.written)
     states = _states(root, files, past.written)
     return Tree(release.version, files, tuple(compiled), reused, states, past.written, tuple(damaged), own)
 
@@ -227,6 +227,7 @@ def _render(
     sources: Mapping[str, str],
     behind: Mapping[tuple[str, str], str],
     own: manifest.Own | None,
+    before: manifest.Manifest | None,
 ) -> dict[str, str]:
     files = {"__init__.py": PACKAGE_TEXT if own is None else OWN_TEXT}
     for one in compiled:
@@ -241,7 +242,9 @@ def _render(
         table[target] = coverage.rows(mine, digests, records.get(target, {}))
     packages = {path: manifest.digest(text) for path, text in files.items() if path.endswith("__init__.py")}
     files[coverage_name()] = coverage.render(version, table, own)
-    files[manifest.NAME] = manifest.render(version, compiler, compiled, sources, packages, behind, own)
+    facts = (version, compiler, compiled, sources, packages, behind, own)
+    same = before is not None and before.says(*facts)
+    files[manifest.NAME] = before.text if before is not None and same else manifest.render(*facts)
     return files
 
 
