@@ -3,13 +3,12 @@
 import ast
 from enum import Enum
 
-from codegen.reliance import relied_on
 from spellings import Signatures
 from variants import Compiled, differences
 
-from codegen.imported import values
 from codegen.targets import TARGETS
-from runtime.fingerprint import Definition, fingerprint, methods
+from runtime.fingerprint import Definition, definitions, fingerprint, methods
+from runtime.fingerprint.reliance import Reliance
 
 
 class Followed(Enum):
@@ -33,7 +32,7 @@ def follows(before: Compiled, after: Compiled, upstream: str, where: str, signat
 def runs(upstream: str, variant: str, target: str) -> set[str]:
     """What of upstream's file a variant runs: everything that its methods and those it inherits rely on, but for
     what it overrides and what the runtime does in its place."""
-    merged: dict[str, Definition] = {**values(ast.parse(upstream)), **methods(ast.parse(upstream))}
+    merged: dict[str, Definition] = definitions(ast.parse(upstream))
     tree = ast.parse(variant)
     ours = {
         alias.asname or alias.name
@@ -59,7 +58,7 @@ def runs(upstream: str, variant: str, target: str) -> set[str]:
     for name in _replaced(tree, target):
         merged.pop(f"{name}.forward", None)
         merged.pop(name, None) if name.startswith("eager") else None
-    return relied_on(merged, roots) - overridden
+    return Reliance(merged).of(roots) - overridden
 
 
 def _replaced(tree: ast.Module, target: str) -> set[str]:

@@ -12,15 +12,14 @@ from typing import TypeVar
 
 import numbers_of
 import spellings
-from codegen.reliance import relied_on
 from followed import Followed, drifts, follows
 from meanings import mutants
 from numbers_of import Found
 from variants import Verdict, compiled, compiled_original, judge, original
 
-from codegen.imported import values
 from codegen.targets import TARGETS
-from runtime.fingerprint import methods
+from runtime.fingerprint import definitions
+from runtime.fingerprint.reliance import Reliance
 
 Row = TypeVar("Row")
 
@@ -83,7 +82,7 @@ def relied(path: str) -> set[str]:
     """What the file's variants are derived from, and what that relies on in the file."""
     tree = ast.parse(original(path))
     roots = {name for target in TARGETS for name, _ in compiled_original(path, target).methods}
-    return relied_on({**values(tree), **methods(tree)}, roots)
+    return Reliance(definitions(tree)).of(roots)
 
 
 def _compiles(text: str) -> bool:

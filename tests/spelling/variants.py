@@ -13,7 +13,7 @@ from spellings import Rewrite, Signatures
 
 from codegen.discovery import Family, discover
 from codegen.driver import Compiled, _guarded
-from codegen.source import installed
+from codegen.source import PACKAGE, installed
 from codegen.targets import TARGETS
 from runtime.fingerprint import fingerprint, methods
 
@@ -41,7 +41,7 @@ def compiled_original(path: str, target: str) -> Compiled:
 
 def compiled(text: str, path: str, target: str) -> Compiled:
     """As the compiler's own process does it: an error of the compiler is a refusal by "compiler"."""
-    (found,) = _guarded(text, path, files()[path], (target,), {})
+    (found,) = _guarded(text, path, files()[path], (target,), {}, PACKAGE)
     broken = [str(d) for _, diagnostics in found.refused for d in diagnostics if d.rule == "compiler"]
     if broken:
         print(broken[0], file=sys.stderr)
