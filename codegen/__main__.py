@@ -135,6 +135,8 @@ def check(
             warn(f"{state.value}: {path}")
             show_diff(out / path, tree.files.get(path, ""), path)
         say("run: regraft generate" + (f" --out {out}" if out != SHIPPED else ""))
+        if FileState.HAND_EDITED in different.values():
+            say("it stops at hand-edited files: undo the edits, or pass --discard-edits to overwrite them")
     tell_refusals(refused)
     raise typer.Exit(DIFFERENT if different or refused else FRESH)
 

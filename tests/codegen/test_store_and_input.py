@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -459,7 +459,9 @@ def test_a_hand_edited_file(bench: Bench, path: str) -> None:
         assert done.code == UNUSABLE and path in done.err and "--discard-edits" in done.err
         checked = bench.check()
         assert checked.code == DIFFERENT and f"hand-edited: {path}" in checked.err and "-# mine" in checked.out
-        assert json.loads(bench.check("--json").out)[path] == "hand-edited"
+        assert "run: regraft generate" in checked.out and "--discard-edits" in checked.out
+        reported = bench.check("--json")
+        assert reported.code == DIFFERENT and json.loads(reported.out)[path] == "hand-edited"
     assert bench.generate("--discard-edits").code == DONE
     assert whole.read_text("utf-8") == text
 
@@ -478,6 +480,8 @@ def test_missing_stale_and_orphaned_files(bench: Bench) -> None:
         (bench.out / path).unlink()
     checked = bench.check()
     assert checked.code == DIFFERENT and all(f"missing: {path}" in checked.err for path in PHI)
+    assert f"run: regraft generate --out {bench.out}" in checked.out and "--discard-edits" not in checked.out
+    assert _states(bench, PHI) == {"missing"} and _states(bench, WHOLE - set(PHI)) == {"fresh"}
     assert bench.generate().code == DONE
     assert {path: content for path, (content, _) in bench.tree().items()} == {p: c for p, (c, _) in whole.items()}
 
@@ -485,12 +489,21 @@ def test_missing_stale_and_orphaned_files(bench: Bench) -> None:
     checked = bench.check()
     assert checked.code == DIFFERENT and all(f"stale: {path}" in checked.err for path in PHI)
     assert "+" in checked.out and "run: regraft generate" in checked.out
+    assert _states(bench, PHI) == {"stale"}
 
     _write_mapping(bench.source, {name: head for name, head in HEADS.items() if name != "phi"})
     checked = bench.check()
     assert checked.code == DIFFERENT and all(f"orphaned: {path}" in checked.err for path in PHI)
+    assert _states(bench, PHI) == {"orphaned"}
     assert bench.generate().code == DONE
     assert set(bench.tree()) == WHOLE - set(PHI)
+    assert set(json.loads(bench.check("--json").out).values()) == {"fresh"}
+
+
+def _states(bench: Bench, paths: Iterable[str]) -> set[str]:
+    """What ``check --json`` says of some files."""
+    states = json.loads(bench.check("--json").out)
+    return {states[path] for path in paths}
 
 
 def _rename_a_variable(path: Path) -> None:
