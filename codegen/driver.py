@@ -114,14 +114,7 @@ def compile_files(
 
 def with_imported(release: Release, compiled: Iterable[Compiled]) -> Iterator[Compiled]:
     """Each with the fingerprints of what its upstream file imports from others of the release."""
-
-    def text(path: str) -> str | None:
-        try:
-            return release.text(path)
-        except SourceError:
-            return None
-
-    imported = Imported(text)
+    imported = Imported(release.text_if_readable)
     for one in compiled:
         yield replace(one, imported=tuple(imported.fingerprints(one.imports).items()))
 
@@ -180,7 +173,7 @@ class _Facts:
         self.module = module
         self._known: dict[Heads, FamilyIR | Refused] = {}
         self._switches: dict[tuple[str, ...], tuple[str, ...]] = {}
-        self._file = File(module.path, module.ast)
+        self._file = File(module.path, module.text, module.ast)
 
     def of(self, heads: Heads) -> FamilyIR:
         """Raises Refused, for every target the same."""

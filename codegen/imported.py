@@ -11,72 +11,30 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property
 
-from codegen.diagnostics import SourceError
-from codegen.source import PACKAGE, Release
-from runtime.fingerprint import Definition, definitions
-from runtime.fingerprint.reliance import Reliance
+from codegen.source import Release
+from runtime.fingerprint import Definition
+from runtime.fingerprint.canonical import only_documents
+from runtime.fingerprint.dependence import File
+from runtime.fingerprint.dependence import Release as ParsedRelease
 
 MODELS = "models/"
-DOCUMENTATION = frozenset({"auto_docstring", "add_start_docstrings", "replace_return_docstrings"})
 
 Place = tuple[str, str]
 """A file's path in the package, and the qualified name of a definition or value in it."""
-
-
-@dataclass(frozen=True)
-class File:
-    """One file of a release; ``package`` is the dotted folder that its relative imports start from."""
-
-    path: str
-    text: str
-    tree: ast.Module
-
-    @cached_property
-    def definitions(self) -> Mapping[str, Definition]:
-        """Functions, classes, methods and module-level values by qualified name."""
-        return definitions(self.tree)
-
-    @cached_property
-    def reliance(self) -> Reliance:
-        return Reliance(self.definitions)
-
-    @cached_property
-    def imports(self) -> Mapping[str, tuple[str, str]]:
-        """Names imported from the same package, wherever in the file: the module as a path, and the name there."""
-        found = {}
-        for node in ast.walk(self.tree):
-            if isinstance(node, ast.ImportFrom) and (module := self._module(node)) is not None:
-                found.update({alias.asname or alias.name: (module, alias.name) for alias in node.names})
-        return found
-
-    def _module(self, node: ast.ImportFrom) -> str | None:
-        name = (node.module or "").replace(".", "/")
-        if not node.level:
-            return name.removeprefix(f"{PACKAGE}/") if name.startswith(f"{PACKAGE}/") else None
-        folders = self.path.split("/")[: -node.level]
-        return "/".join([*folders, name] if name else folders)
 
 
 class Files:
     """The files of a release, each read when it is first asked for."""
 
     def __init__(self, release: Release) -> None:
-        self._release = release
-        self._known: dict[str, File | None] = {}
+        self._parsed = ParsedRelease(release.text_if_readable)
+        self._imports: dict[str, Mapping[str, Place]] = {}
         self._from: dict[Place, frozenset[Place]] = {}
 
     def at(self, path: str) -> File | None:
         """The file; None when there is none, or when it is damaged."""
-        if path not in self._known:
-            try:
-                text = self._release.text(path)
-                self._known[path] = File(path, text, ast.parse(text))
-            except (SourceError, SyntaxError, ValueError):
-                self._known[path] = None
-        return self._known[path]
+        return self._parsed.file(path)
 
     def imported_by(self, path: str, names: Iterable[str]) -> frozenset[Place]:
         """What definitions of a file rely on in other files."""
@@ -100,17 +58,28 @@ class Files:
         if file is None or node is None:
             return
         for name in _read(node):
-            if name in file.imports and (origin := self._origin(*file.imports[name])) is not None:
+            imports = self._imported(file)
+            if name in imports and (origin := self._origin(*imports[name])) is not None:
                 yield from self._whole(*origin)
 
+    def _imported(self, file: File) -> Mapping[str, Place]:
+        """Names imported from the same package, wherever in the file."""
+        if file.path not in self._imports:
+            found: dict[str, Place] = {}
+            for node in ast.walk(file.tree):
+                if isinstance(node, ast.ImportFrom) and (path := file.source(node)) is not None:
+                    found |= {alias.asname or alias.name: (path, alias.name) for alias in node.names}
+            self._imports[file.path] = found
+        return self._imports[file.path]
+
     def _origin(self, module: str, name: str) -> Place | None:
-        """Where an imported name is defined, through files that only hand it on."""
-        for path in (f"{module}.py", f"{module}/__init__.py"):
+        """Where an imported name is defined, through files and packages that only hand it on."""
+        for path in (module, f"{module.removesuffix('.py')}/__init__.py"):
             file = self.at(path)
             if file is not None and name in file.definitions:
                 return path, name
-            if file is not None and name in file.imports and file.imports[name] != (module, name):
-                return self._origin(*file.imports[name])
+            if file is not None and self._imported(file).get(name, (module, name)) != (module, name):
+                return self._origin(*self._imported(file)[name])
         return None
 
     def _whole(self, path: str, name: str) -> Iterator[Place]:
@@ -127,7 +96,7 @@ def _read(node: Definition) -> Iterator[str]:
         yield from (inner.id for inner in ast.walk(node) if isinstance(inner, ast.Name))
         return
     stack: list[ast.AST] = list(node.body)
-    stack += [d for d in node.decorator_list if not _documents(d)]
+    stack += [d for d in node.decorator_list if not only_documents(d)]
     if isinstance(node, ast.ClassDef):
         stack += node.keywords
     else:
@@ -141,8 +110,3 @@ def _read(node: Definition) -> Iterator[str]:
         elif not isinstance(part, ast.arg):
             skipped = part.returns if isinstance(part, ast.FunctionDef | ast.AsyncFunctionDef) else None
             stack += [child for child in ast.iter_child_nodes(part) if child is not skipped]
-
-
-def _documents(decorator: ast.expr) -> bool:
-    function = decorator.func if isinstance(decorator, ast.Call) else decorator
-    return isinstance(function, ast.Name) and function.id in DOCUMENTATION

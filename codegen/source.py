@@ -102,6 +102,13 @@ class Release:
             problem = damaged(span, "UTF-8 text", f"byte 0x{content[error.start]:02x} ({error.reason})")
             raise SourceError(f"{PACKAGE} {self.version}: {span} is not UTF-8 text ({error.reason})", problem) from None
 
+    def text_if_readable(self, path: str) -> str | None:
+        """The file's text; None when it cannot be read, or is not there."""
+        try:
+            return self.text(path)
+        except SourceError:
+            return None
+
     def digest(self, path: str) -> str:
         """First 16 hex digits of the sha256 of the file's text."""
         return hashlib.sha256(self.text(path).encode()).hexdigest()[:16]

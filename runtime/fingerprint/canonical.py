@@ -126,8 +126,7 @@ class Canonical:
 
     def _decorators(self, decorators: Sequence[ast.expr], scope: Scope) -> None:
         for decorator in decorators:
-            function = decorator.func if isinstance(decorator, ast.Call) else decorator
-            if isinstance(function, ast.Name) and function.id in DOCUMENTATION_DECORATORS:
+            if only_documents(decorator):
                 continue
             self.out.append("@")
             self.expression(decorator, scope)
@@ -367,3 +366,9 @@ def _evaluation(node: ast.expr) -> int:
         ):
             level = _EFFECT
     return level
+
+
+def only_documents(decorator: ast.expr) -> bool:
+    """Whether a decorator writes documentation and does nothing else."""
+    function = decorator.func if isinstance(decorator, ast.Call) else decorator
+    return isinstance(function, ast.Name) and function.id in DOCUMENTATION_DECORATORS

@@ -52,16 +52,17 @@ class File:
     ``path`` is relative to upstream's package.
     """
 
-    def __init__(self, path: str, tree: ast.Module) -> None:
+    def __init__(self, path: str, text: str, tree: ast.Module) -> None:
         self.path = path
+        self.text = text
+        self.tree = tree
         self.definitions = definitions(tree)
-        self._tree = tree
-        self._reliance = Reliance(self.definitions)
+        self.reliance = Reliance(self.definitions)
         self._fingerprints: dict[str, str] = {}
 
     def relied_on(self, roots: Iterable[str]) -> dict[str, str]:
         """The roots that are in the file, and what they rely on there: qualified name -> fingerprint, by name."""
-        return {name: self.fingerprint(name) for name in sorted(self._reliance.of(roots))}
+        return {name: self.fingerprint(name) for name in sorted(self.reliance.of(roots))}
 
     def fingerprint(self, name: str) -> str:
         """Of one definition of the file."""
@@ -74,7 +75,7 @@ class File:
         named: set[str] = set()
         decorating: set[str] = set()
         for name in names:
-            mentions = self._reliance.mentions(name)
+            mentions = self.reliance.mentions(name)
             named |= mentions.names & self._imported.keys()
             decorating |= mentions.decorators & self._imported.keys()
         return tuple(
@@ -89,18 +90,18 @@ class File:
     def _imported(self) -> dict[str, tuple[str, str]]:
         """Name in the file -> the file that it is taken from, and its name there."""
         found: dict[str, tuple[str, str]] = {}
-        for node in _statements(self._tree.body):
-            path = self._source(node) if isinstance(node, ast.ImportFrom) else None
+        for node in _statements(self.tree.body):
+            path = self.source(node) if isinstance(node, ast.ImportFrom) else None
             if path is not None and isinstance(node, ast.ImportFrom):
                 found |= {alias.asname or alias.name: (path, alias.name) for alias in node.names}
         return found
 
-    def _source(self, node: ast.ImportFrom) -> str | None:
+    def source(self, node: ast.ImportFrom) -> str | None:
         """The file that a statement imports from, if it is upstream's."""
         parts = (node.module or "").split(".")
         if node.level:
             folder = normpath(join(dirname(self.path), *[".."] * (node.level - 1)))
-        elif parts[0] == DISTRIBUTION:
+        elif parts[0] == DISTRIBUTION and len(parts) > 1:
             folder, parts = ".", parts[1:]
         else:
             return None
@@ -153,7 +154,7 @@ class Release:
         if path not in self._files:
             text = self._text(path)
             try:
-                self._files[path] = File(path, ast.parse(text)) if text is not None else None
+                self._files[path] = File(path, text, ast.parse(text)) if text is not None else None
             except (SyntaxError, ValueError):
                 self._files[path] = None
         return self._files[path]
