@@ -25,6 +25,43 @@ SOURCE = "runtime.qeff.masks"
 BUILDERS = ("create_causal_mask", "create_sliding_window_causal_mask", "create_chunked_causal_mask")
 NEEDED = {"position_ids": "position_ids", "comp_ctx_lengths": "comp_ctx_lengths"}
 OLD_LABELS = ("input_embeds",)  # spelling of inputs_embeds in some callers; the builder needs neither
+# a mask that an earlier release's model makes itself, in a method for one implementation of attention or another
+BY_HAND = """
+class CaseModel:
+    def choose(self, attention_mask, embeds, cache_position, past_key_values):
+        if is_flash_attention_requested(self.config):
+            return None
+        seen = past_key_values.get_seq_length() if past_key_values is not None else 0
+        fixed = past_key_values.is_compileable if past_key_values is not None else False
+        if self.config._attn_implementation == "sdpa" and not fixed:
+            return self.skip(attention_mask, seen)
+        dtype = embeds.dtype
+        if fixed:
+            length = past_key_values.get_max_cache_shape()
+        else:
+            length = attention_mask.shape[-1]
+        # four dimensions
+        causal_mask = self.build(attention_mask, sequence_length=embeds.shape[1], target_length=length, dtype=dtype, cache_position=cache_position, batch_size=embeds.shape[0])
+        return causal_mask
+
+    def build(self, attention_mask, sequence_length, target_length, dtype, cache_position, batch_size):
+        if attention_mask is not None and attention_mask.dim() == 4:
+            causal_mask = attention_mask
+        else:
+            min_dtype = torch.finfo(dtype).min
+            causal_mask = torch.full((sequence_length, target_length), fill_value=min_dtype, dtype=dtype, device=cache_position.device)
+            if sequence_length != 1:
+                causal_mask = torch.triu(causal_mask, diagonal=1)
+            causal_mask *= torch.arange(target_length, device=cache_position.device) > cache_position.reshape(-1, 1)
+            causal_mask = causal_mask[None, None, :, :].expand(batch_size, 1, -1, -1)
+            if attention_mask is not None:
+                causal_mask = causal_mask.clone()
+                mask_length = attention_mask.shape[-1]
+                padding_mask = causal_mask[:, :, :, :mask_length] + attention_mask[:, None, None, :].to(causal_mask.device)
+                padding_mask = padding_mask == 0
+                causal_mask[:, :, :, :mask_length] = causal_mask[:, :, :, :mask_length].masked_fill(padding_mask, min_dtype)
+        return causal_mask
+"""
 CONSTANT_TRUE = "lambda *args: torch.tensor(True, dtype=torch.bool)"
 
 
@@ -116,42 +153,7 @@ class CaseModel:
             "CaseModel.forward",
         ),
         Case(
-            """
-class CaseModel:
-    def choose(self, attention_mask, embeds, cache_position, past_key_values):
-        if is_flash_attention_requested(self.config):
-            return None
-        seen = past_key_values.get_seq_length() if past_key_values is not None else 0
-        fixed = past_key_values.is_compileable if past_key_values is not None else False
-        if self.config._attn_implementation == "sdpa" and not fixed:
-            return self.skip(attention_mask, seen)
-        dtype = embeds.dtype
-        if fixed:
-            length = past_key_values.get_max_cache_shape()
-        else:
-            length = attention_mask.shape[-1]
-        # four dimensions
-        causal_mask = self.build(attention_mask, sequence_length=embeds.shape[1], target_length=length, dtype=dtype, cache_position=cache_position, batch_size=embeds.shape[0])
-        return causal_mask
-
-    def build(self, attention_mask, sequence_length, target_length, dtype, cache_position, batch_size):
-        if attention_mask is not None and attention_mask.dim() == 4:
-            causal_mask = attention_mask
-        else:
-            min_dtype = torch.finfo(dtype).min
-            causal_mask = torch.full((sequence_length, target_length), fill_value=min_dtype, dtype=dtype, device=cache_position.device)
-            if sequence_length != 1:
-                causal_mask = torch.triu(causal_mask, diagonal=1)
-            causal_mask *= torch.arange(target_length, device=cache_position.device) > cache_position.reshape(-1, 1)
-            causal_mask = causal_mask[None, None, :, :].expand(batch_size, 1, -1, -1)
-            if attention_mask is not None:
-                causal_mask = causal_mask.clone()
-                mask_length = attention_mask.shape[-1]
-                padding_mask = causal_mask[:, :, :, :mask_length] + attention_mask[:, None, None, :].to(causal_mask.device)
-                padding_mask = padding_mask == 0
-                causal_mask[:, :, :, :mask_length] = causal_mask[:, :, :, :mask_length].masked_fill(padding_mask, min_dtype)
-        return causal_mask
-""",
+            BY_HAND,
             "CaseModel.choose",
             """
     def choose(self, attention_mask, embeds, cache_position, past_key_values):
@@ -160,82 +162,9 @@ class CaseModel:
         return causal_mask
 """,
         ),
+        Case(BY_HAND.replace("diagonal=1", "diagonal=2"), "CaseModel.choose"),
         Case(
-            """
-class CaseModel:
-    def choose(self, attention_mask, embeds, cache_position, past_key_values):
-        if is_flash_attention_requested(self.config):
-            return None
-        seen = past_key_values.get_seq_length() if past_key_values is not None else 0
-        fixed = past_key_values.is_compileable if past_key_values is not None else False
-        if self.config._attn_implementation == "sdpa" and not fixed:
-            return self.skip(attention_mask, seen)
-        dtype = embeds.dtype
-        if fixed:
-            length = past_key_values.get_max_cache_shape()
-        else:
-            length = attention_mask.shape[-1]
-        # four dimensions
-        causal_mask = self.build(attention_mask, sequence_length=embeds.shape[1], target_length=length, dtype=dtype, cache_position=cache_position, batch_size=embeds.shape[0])
-        return causal_mask
-
-    def build(self, attention_mask, sequence_length, target_length, dtype, cache_position, batch_size):
-        if attention_mask is not None and attention_mask.dim() == 4:
-            causal_mask = attention_mask
-        else:
-            min_dtype = torch.finfo(dtype).min
-            causal_mask = torch.full((sequence_length, target_length), fill_value=min_dtype, dtype=dtype, device=cache_position.device)
-            if sequence_length != 1:
-                causal_mask = torch.triu(causal_mask, diagonal=2)
-            causal_mask *= torch.arange(target_length, device=cache_position.device) > cache_position.reshape(-1, 1)
-            causal_mask = causal_mask[None, None, :, :].expand(batch_size, 1, -1, -1)
-            if attention_mask is not None:
-                causal_mask = causal_mask.clone()
-                mask_length = attention_mask.shape[-1]
-                padding_mask = causal_mask[:, :, :, :mask_length] + attention_mask[:, None, None, :].to(causal_mask.device)
-                padding_mask = padding_mask == 0
-                causal_mask[:, :, :, :mask_length] = causal_mask[:, :, :, :mask_length].masked_fill(padding_mask, min_dtype)
-        return causal_mask
-""",
-            "CaseModel.choose",
-        ),
-        Case(
-            """
-class CaseModel:
-    def choose(self, attention_mask, embeds, cache_position, past_key_values):
-        if is_flash_attention_requested(self.config):
-            return None
-        seen = past_key_values.get_seq_length() if past_key_values is not None else 0
-        fixed = past_key_values.is_compileable if past_key_values is not None else False
-        if self.config._attn_implementation == "sdpa" and not fixed:
-            return self.skip(attention_mask, seen)
-        dtype = embeds.dtype
-        if fixed:
-            length = past_key_values.get_max_cache_shape()
-        else:
-            length = attention_mask.shape[-1]
-        # four dimensions
-        causal_mask = self.build(attention_mask, sequence_length=embeds.shape[1], target_length=length, dtype=dtype, cache_position=cache_position, batch_size=embeds.shape[0])
-        return causal_mask * cache_position
-
-    def build(self, attention_mask, sequence_length, target_length, dtype, cache_position, batch_size):
-        if attention_mask is not None and attention_mask.dim() == 4:
-            causal_mask = attention_mask
-        else:
-            min_dtype = torch.finfo(dtype).min
-            causal_mask = torch.full((sequence_length, target_length), fill_value=min_dtype, dtype=dtype, device=cache_position.device)
-            if sequence_length != 1:
-                causal_mask = torch.triu(causal_mask, diagonal=1)
-            causal_mask *= torch.arange(target_length, device=cache_position.device) > cache_position.reshape(-1, 1)
-            causal_mask = causal_mask[None, None, :, :].expand(batch_size, 1, -1, -1)
-            if attention_mask is not None:
-                causal_mask = causal_mask.clone()
-                mask_length = attention_mask.shape[-1]
-                padding_mask = causal_mask[:, :, :, :mask_length] + attention_mask[:, None, None, :].to(causal_mask.device)
-                padding_mask = padding_mask == 0
-                causal_mask[:, :, :, :mask_length] = causal_mask[:, :, :, :mask_length].masked_fill(padding_mask, min_dtype)
-        return causal_mask
-""",
+            BY_HAND.replace("return causal_mask\n\n", "return causal_mask * cache_position\n\n"),
             "CaseModel.choose",
             refuses="`return causal_mask * cache_position`",
         ),
