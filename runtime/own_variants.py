@@ -18,7 +18,8 @@ from threading import RLock
 from types import CodeType, ModuleType
 from typing import Any
 
-from runtime.registration import IMPORTED, Package, registered, text_digest
+from runtime.fingerprint import text_digest
+from runtime.registration import IMPORTED, Package, registered
 
 
 class OtherTextError(LookupError):

@@ -1,10 +1,9 @@
 """Packages of variants beside the shipped ones: what ``regraft generate --from`` wrote for models of the user's.
 
 ``runtime.register("my_variants")`` makes one known to both runtimes, for this process. Its variants are imported when a
-model asks for them. Only the standard library is imported here.
+model asks for them. Nothing heavy is imported here.
 """
 
-import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
@@ -16,6 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
+
+from runtime.fingerprint import text_digest
+from runtime.guard import same_release
 
 TARGETS = ("qeff", "rmpad")
 MANIFEST = "MANIFEST.toml"
@@ -32,15 +34,16 @@ class Package:
     """A generated package.
 
     name, folder: of the package; module: the package that its models' classes are imported from; loader: by whom;
-    sources: modeling file -> digest of the text that the variants were derived from; modules: by target, upstream
-    module -> module of its variants; families, refused: by target, by model type, module of its variants or the reason
-    why there are none.
+    origin: the folder that it was compiled from, which need not be there; sources: modeling file -> digest of the text
+    that the variants were derived from; modules: by target, upstream module -> module of its variants; families,
+    refused: by target, by model type, module of its variants or the reason why there are none.
     """
 
     name: str
     folder: Path
     module: str
     loader: str
+    origin: Path
     sources: Mapping[str, str]
     modules: Mapping[str, Mapping[str, str]]
     families: Mapping[str, Mapping[str, str]]
@@ -99,11 +102,6 @@ def registered() -> tuple[Package, ...]:
     return tuple(_packages.values())
 
 
-def text_digest(content: bytes) -> str:
-    """Of a modeling file, whatever its line ends; the compiler's ``emit.manifest.text_digest``."""
-    return hashlib.sha256(content.replace(b"\r\n", b"\n")).hexdigest()[:16]
-
-
 def _read(name: str) -> Package:
     try:
         folder = Path(cast(str, importlib.import_module(name).__file__)).parent
@@ -118,6 +116,7 @@ def _read(name: str) -> Package:
             folder,
             own["module"],
             own["loader"],
+            Path(os.path.normpath(folder / own["folder"])),
             own["sources"],
             {target: _absolute(f"{name}.{target}", index.MODULES) for target, index in indexes.items()},
             {target: _absolute(f"{name}.{target}", index.FAMILIES) for target, index in indexes.items()},
@@ -128,7 +127,7 @@ def _read(name: str) -> Package:
             f"{name} ({folder}) is not a package that `regraft generate --from` wrote: {type(error).__name__}: {error}"
         ) from error
     installed = importlib.metadata.version("transformers")
-    if installed != version:
+    if not same_release(installed, version):
         warnings.warn(
             f"{name} was generated for transformers {version}, and {installed} is installed; run"
             f" `regraft generate --out {folder}` and `regraft verify --out {folder}`",
@@ -163,8 +162,7 @@ def _place_of(package: Package, file: str) -> Path | None:
     """A modeling file. One that is loaded with a checkpoint is looked for where it was compiled from, and need not be
     there: it is compared when a model of it comes."""
     if package.loader != IMPORTED:
-        manifest = tomllib.loads((package.folder / MANIFEST).read_text("utf-8"))
-        place = Path(os.path.normpath(package.folder / manifest["own"]["folder"] / file))
+        place = package.origin / file
         return place if place.is_file() else None
     module = f"{package.module}.{file.removesuffix('.py')}"
     try:

@@ -99,11 +99,6 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def text_digest(text: str) -> str:
-    """Digest of a file of the user's, whose line ends depend on where it was checked out."""
-    return digest(text.replace("\r\n", "\n"))
-
-
 def compiler_digest() -> str:
     """Digest of every source file of the compiler and of the runtime text it compares with."""
     root = Path(__file__).parent.parent

@@ -12,6 +12,7 @@ from codegen.emit import manifest
 from codegen.own.heads import Heads, find_heads
 from codegen.own.import_path import ImportPath, Loader, import_path, is_name
 from codegen.source import Release
+from runtime.fingerprint import text_digest
 
 _LEFT_ALONE = frozenset({"__pycache__", ".regraft-commit"})
 
@@ -58,7 +59,7 @@ class OwnSource(Release):
             folder = Path(os.path.relpath(self.folder.resolve(), out.resolve())).as_posix()
         except ValueError:
             raise InputError(f"{self.folder} and {out} are on different drives; put one beside the other") from None
-        digests = {path: manifest.text_digest(self.text(path)) for path in self.paths}
+        digests = {path: text_digest(self.text(path).encode()) for path in self.paths}
         return manifest.Own(folder, self.imported_as.package, self.imported_as.loader.value, digests)
 
 

@@ -161,6 +161,13 @@ def _extent(node: Definition) -> range:
     return range(first, (node.end_lineno or node.lineno) + 1)
 
 
+def text_digest(content: bytes) -> str:
+    """Returns the digest of a whole file of the user's, whose line ends depend on where it was checked out: 16 hex
+    characters of its sha256.
+    """
+    return hashlib.sha256(content.replace(b"\r\n", b"\n")).hexdigest()[:16]
+
+
 def _digest(text: str) -> str:
     return hashlib.blake2b(f"{SCHEME}\n{text}".encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 

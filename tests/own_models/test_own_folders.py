@@ -12,9 +12,10 @@ import pytest
 from own_folders import CONFIG, CONFIGURATION, MODELING, ROOT, edited, regraft, without_auto_map
 
 from codegen.diagnostics import InputError
+from codegen.emit import manifest
 from codegen.own.heads import find_heads
 from codegen.own.import_path import Loader, import_path
-from runtime.registration import text_digest
+from runtime.fingerprint import text_digest
 
 SECOND_HEAD = "\n\nclass OtherForCausalLM(TarnPreTrainedModel, GenerationMixin):\n    pass\n"
 
@@ -143,10 +144,11 @@ def test_review(folder: Path, out: Path) -> None:
 
 
 def test_line_ends_do_not_make_another_text() -> None:
-    from codegen.emit.manifest import text_digest as compilers
-
+    written = manifest.read(own.EXAMPLE / "tarn_variants" / manifest.NAME)
+    assert written is not None and written.own is not None
+    compilers = written.own.sources[MODELING]
     text = (own.EXAMPLE / "tarn" / MODELING).read_text("utf-8")
-    assert compilers(text) == text_digest(text.encode()) == text_digest(text.replace("\n", "\r\n").encode())
+    assert compilers == text_digest(text.encode()) == text_digest(text.replace("\n", "\r\n").encode())
 
 
 # --------------------------------------------------------------------------------------------------------- which head
