@@ -51,6 +51,7 @@ ENDPOINT = 'A version (pip downloads its wheel), a wheel file, a folder, or "ins
 Markdown = Annotated[bool, typer.Option("--markdown", help="Write markdown, as for a pull request.")]
 
 CPUS = os.cpu_count() or 1
+TIME_LIMIT = 900.0  # seconds per family that is verified
 
 
 @app.command()
@@ -74,8 +75,7 @@ def generate(
         from codegen.own.source import check_place
 
         check_place(out, tree.written, frozenset(tree.files))
-    edited = tree.in_state(FileState.HAND_EDITED)
-    if edited and not discard_edits:
+    if (edited := tree.in_state(FileState.HAND_EDITED)) and not discard_edits:
         raise InputError(
             f"edited by hand: {', '.join(edited)}. Nothing was written. Move the change into a rule,"
             " or pass --discard-edits to overwrite"
@@ -83,7 +83,6 @@ def generate(
     changes = store.plan(out, tree.files, tree.owned)
     store.commit(out, changes)
     refused = tree.newly_refused()
-    found = [] if release.families is None else [f"{f.model_type}: {f.head} in {f.path}" for f in release.families]
     report = {
         "upstream": tree.version,
         "created": list(changes.created),
@@ -98,8 +97,8 @@ def generate(
     if as_json:
         print_json(report)
     else:
-        for line in found:
-            say(f"{line}; its classes are of {release.package}")
+        for family in release.families or ():
+            say(f"{family.model_type}: {family.head} in {family.path}; its classes are of {release.package}")
         say(
             f"transformers {tree.version}: {report['generated']} families generated, {report['refused']} refused;"
             f" {len(changes.created)} files created, {len(changes.updated)} updated, {len(changes.orphaned)} removed,"
@@ -241,7 +240,7 @@ def verify(
     cases: Annotated[str, typer.Option(help="Names of cases, comma separated; all when empty.")] = "",
     jobs: Jobs = CPUS,
     seed: Annotated[int, typer.Option(help="Of the random weights and prompts.")] = 0,
-    time_limit: Annotated[float, typer.Option(help="Seconds per family.")] = 900.0,
+    time_limit: Annotated[float, typer.Option(help="Seconds per family.")] = TIME_LIMIT,
     record: Annotated[bool, typer.Option(help="Record the results in VERIFIED.toml and COVERAGE.md.")] = False,
     out: Out = SHIPPED,
     as_json: Json = False,
@@ -258,11 +257,11 @@ def verify(
         target,
         families or [],
         out,
+        time_limit,
         tuple(s for s in stages.split(",") if s),
         tuple(c for c in cases.split(",") if c),
         jobs,
         seed,
-        time_limit,
         record,
         models,
     )
@@ -381,7 +380,7 @@ def bump(
             say_beside("install that release, then run:\n" + "\n".join(f"  {line}" for line in commands))
     verified = {}
     for target, names in families.items() if verify else ():
-        verified[target] = run_verification(target, names, out, jobs=jobs, record=True)
+        verified[target] = run_verification(target, names, out, time_limit=TIME_LIMIT, jobs=jobs, record=True)
         if not as_json:
             verified[target].show(as_json)
     if as_json:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from runtime.verify.results import FamilyResult
     from runtime.verify.targets import Target
 
-TIME_LIMIT = 900.0  # seconds per family
 ALL, DEFAULT = "all", "default"  # scopes of a record: every case, or the default configuration alone
 
 
@@ -63,17 +61,17 @@ def run_verification(
     target_name: str,
     families: Sequence[str],
     out: Path,
+    time_limit: float,
     stages: tuple[str, ...] = (),
     cases: tuple[str, ...] = (),
     jobs: int = 1,
     seed: int = 0,
-    time_limit: float = TIME_LIMIT,
     record: bool = False,
     own: OwnSource | None = None,
 ) -> Verified:
     """Verifies families of the tree ``out``, all that were generated where none is named; no stages are all of the
     target's, no cases all. ``own`` is where the models of a package of the user's are. The runtime is imported here and
-    nowhere else in the compiler.
+    nowhere else in the compiler. ``time_limit``: seconds per family.
 
     Raises InputError for a name that is unknown.
     """
@@ -117,8 +115,8 @@ def check_installed(version: str, out: Path) -> None:
     """Raises InputError where a tree of that release, in the folder ``out``, cannot be verified: numbers are compared
     with what is installed, and variants are imported from one tree."""
     try:
-        have = importlib.metadata.version(PACKAGE)
-    except importlib.metadata.PackageNotFoundError:
+        have = installed().version
+    except InputError:
         have = "none"
     if not same_version(have, version):
         raise InputError(

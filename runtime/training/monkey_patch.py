@@ -18,6 +18,7 @@ from runtime.guard import check_upstream, explain_unknown, import_variants
 from runtime.training import swapping
 from runtime.training.diagnostics import PatchError, call, listed, nearest, warn
 from runtime.training.features import KEYWORDS
+from runtime.training.model_types import found_model_type, model_type_of
 from runtime.training.packaged import PackagedPatches
 from runtime.training.patch_functions import Patch, Registered
 from runtime.training.patching import PatchReport, PatchReports, undo_everything, undo_model
@@ -409,29 +410,9 @@ class MonkeyPatcher(Mapping[str, Mapping[str, Patch]]):
 
     def _warn_of_silent(self, model: nn.Module, consequence: str) -> None:
         names = set(self._silent_instances.get(model, []))
-        names.update(self._silent_types.get(_found_model_type(model) or "", []))
+        names.update(self._silent_types.get(found_model_type(model) or "", []))
         if names:
             warn(logger, f"patches that returned no PatchReport {consequence}: {listed(names)}")
-
-
-def _found_model_type(model: nn.Module) -> str | None:
-    for module in model.modules():
-        found = getattr(getattr(module, "config", None), "model_type", None)
-        if isinstance(found, str) and found:
-            return found
-    return None
-
-
-def model_type_of(model: nn.Module) -> str:
-    """The type of a model: that of its outermost config.
-
-    Raises:
-        PatchError: no config with a model type.
-    """
-    found = _found_model_type(model)
-    if found is None:
-        raise PatchError(f"{type(model).__name__} has no config with a model type; pass a transformers model")
-    return found
 
 
 MONKEY_PATCHER = MonkeyPatcher(index="generated.rmpad", target="rmpad")

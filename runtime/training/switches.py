@@ -11,7 +11,8 @@ from transformers import PreTrainedConfig
 
 from runtime.training.diagnostics import PatchError
 from runtime.training.features import RMPAD
-from runtime.training.monkey_patch import MONKEY_PATCHER, MonkeyPatcher, model_type_of
+from runtime.training.model_types import model_type_of
+from runtime.training.monkey_patch import MONKEY_PATCHER, MonkeyPatcher
 from runtime.training.patch_functions import Registered
 from runtime.training.reports import PatchReports
 
