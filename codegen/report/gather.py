@@ -230,7 +230,8 @@ def _family(
     result: dict[str, Any] = {"name": name, "head": family.head, "path": family.path, "targets": {}}
     if drift is not None:
         result["drift"] = drift.upstream.value
-        result["methods"] = [[encoder.text(m.name), m.drift.value] for m in drift.methods]
+        for which, listed in (("methods", drift.methods), ("imported", drift.imported)):
+            result[which] = [[encoder.text(m.name), m.drift.value] for m in listed]
     for target in TARGETS:
         row = tree.coverage[target].get(name)
         was = before.tree.coverage[target].get(name) if before is not None else None

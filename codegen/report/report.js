@@ -576,7 +576,9 @@
       methods.length ? null : h("p", { class: "meaning" }, "Not compared: the family has no variant in either release."),
       shown,
       still.length ? h("details", { class: "upstream" }, h("summary", {}, driftChip("unchanged"), ` ${plural(still.length, "method")}`),
-        h("p", { class: "list" }, still.map((name) => [h("code", {}, name), " "]))) : null);
+        h("p", { class: "list" }, still.map((name) => [h("code", {}, name), " "]))) : null,
+      family.imported.length ? h("details", { class: "upstream" }, h("summary", {}, "changed in other files that these rely on"),
+        family.imported.map(([name, drift]) => h("p", { class: "list" }, driftChip(drift), " ", h("code", {}, D.lines[name])))) : null);
   }
 
   function sinceSection(shown, file) {

@@ -16,10 +16,13 @@ RESPELLED = (
     "input_shape = (\n            hidden_states.shape[:-1]\n        )",
 )
 
+MASK = ("return kv_idx <= q_idx", "return kv_idx < q_idx")
+
 
 @dataclass(frozen=True)
 class Project:
-    """``llama`` changes in meaning and carries a hostile comment, ``phi`` in spelling, ``glm`` is refused now."""
+    """``llama`` changes in meaning and carries a hostile comment, ``phi`` in spelling, ``glm`` is refused now; all
+    of them import a mask builder that relies on what changed in meaning."""
 
     root: Path
     old: Path
@@ -41,6 +44,8 @@ def make(root: Path) -> Project:
     rewrite(project.new, "llama", SCALING, (where, f"        {HOSTILE}\n{where}"))
     rewrite(project.new, "phi", RESPELLED)
     rewrite(project.new, "glm", UNKNOWN)
+    masks = project.new / "masking_utils.py"
+    masks.write_text(masks.read_text("utf-8").replace(*MASK), "utf-8")
     assert "past_key_values" in (project.new / modeling("glm")).read_text("utf-8")
     generate(project, project.old)
     git(project, "init", "--quiet")

@@ -382,6 +382,8 @@ def test_a_family_that_changed(since: Opened) -> None:
     upstream = since.page.locator("section", has=since.page.locator("h3#upstream"))
     assert upstream.locator("details > summary").first.text_content() == "semantic LlamaAttention.forward"
     assert "unchanged" in (upstream.text_content() or "") and "LlamaModel.forward" in (upstream.text_content() or "")
+    imported = upstream.locator("details", has_text="changed in other files").last.text_content() or ""
+    assert "semantic masking_utils.py:causal_mask_function" in imported
     variant = since.page.locator("section", has=since.page.locator("h3#since"))
     gone = variant.locator("td.code.gone").all_text_contents()
     come = variant.locator("td.code.come").all_text_contents()
