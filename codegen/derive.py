@@ -21,17 +21,34 @@ DECORATOR = "derive/decorator"
 
 @dataclass(frozen=True)
 class AppliedEdit:
-    """What one rule did in one method of one class: the text of the node and what it became, or where the name that the
-    node is came from and comes from now. ``function`` is the method as the rule found it, upstream's with the edits of
-    earlier rules; ``node`` is in it."""
+    """What one rule did in one method of one class.
+
+    ``function`` is the method as the rule found it, upstream's with the edits of earlier rules; ``node`` is in it, and
+    ``new`` is what it became: other nodes, or for a name whose text stays the statement that imports it now."""
 
     rule: str
     where: str
-    before: str
-    after: str
     function: cst.FunctionDef = field(repr=False)
     node: cst.CSTNode = field(repr=False)
-    cls: str = ""  # whose method it is in; ``where`` names the class that defines it
+    new: Replacement | str = field(repr=False)
+    cls: str  # whose method it is in; ``where`` names the class that defines it
+    imported: str = ""  # the statement that imported the name
+
+    # Texts are made for those who read them: most of the edits of a run are never looked at.
+
+    @property
+    def before(self) -> str:
+        """The node's text, or where the name that it is came from."""
+        return self.imported or code(self.node)
+
+    @property
+    def after(self) -> str:
+        """The text of what took its place, empty when it was removed; or where the name comes from now."""
+        if isinstance(self.new, str):
+            return self.new
+        if isinstance(self.new, cst.CSTNode):
+            return code(self.new)
+        return "\n".join(code(n) for n in self.new) if isinstance(self.new, cst.FlattenSentinel) else ""
 
 
 @dataclass(frozen=True)
@@ -136,11 +153,9 @@ def _run(
         applied[(step.rule.id, site.cls)] += 1
         emitted.names.update(match.names)
         used.append(step.rule)
-        for edit in match.edits:
-            before, after = code(edit.node), _text(edit.new)
-            emitted.edits.append(
-                AppliedEdit(step.rule.id, site.where, before, after, here.function, edit.node, site.cls)
-            )
+        emitted.edits += [
+            AppliedEdit(step.rule.id, site.where, here.function, edit.node, edit.new, site.cls) for edit in match.edits
+        ]
         elsewhere = match.names.keys() & site.module.imports.keys()  # upstream's text stays and means something else
         for node in find(here.function.body, cst.Name) if elsewhere else ():
             if (name := node.value) in elsewhere:
@@ -148,7 +163,7 @@ def _run(
                     f"from {m} import {name}" for m in (site.module.imports[name].module, match.names[name])
                 )
                 emitted.edits.append(
-                    AppliedEdit(step.rule.id, site.where, before, after, here.function, node, site.cls)
+                    AppliedEdit(step.rule.id, site.where, here.function, node, after, site.cls, imported=before)
                 )
     return function, used
 
@@ -161,13 +176,6 @@ def _derived(emitted: EmittedModule) -> list[tuple[str, cst.FunctionDef]]:
             origin = emitted.module.method(variant.upstream, method.name.value)
             found.append((f"{origin.owner if origin else variant.upstream}.{method.name.value}", method))
     return found
-
-
-def _text(new: Replacement) -> str:
-    """The text of what takes a node's place; empty when it is removed."""
-    if isinstance(new, cst.CSTNode):
-        return code(new)
-    return "\n".join(code(n) for n in new) if isinstance(new, cst.FlattenSentinel) else ""
 
 
 def _functions(

@@ -84,14 +84,23 @@ def walk(node: cst.CSTNode) -> Iterator[cst.CSTNode]:
 
 def find(node: cst.CSTNode, kind: type[Node]) -> Iterator[Node]:
     """All nodes of one type, in source order."""
-    for found in _all_below(node) if isinstance(node, cst.IndentedBlock) else walk(node):
+    if isinstance(node, cst.IndentedBlock):
+        yield from _found(node, kind)  # type: ignore[misc]
+        return
+    for found in walk(node):
         if _is_a(type(found), kind):
             yield found  # type: ignore[misc]
 
 
+@lru_cache(maxsize=1 << 13)
+def _found(block: cst.IndentedBlock, kind: type[cst.CSTNode]) -> tuple[cst.CSTNode, ...]:
+    """`find`, remembered: every rule looks at the same few bodies several times, and for the same few types."""
+    return tuple(node for node in _all_below(block) if _is_a(type(node), kind))
+
+
 @lru_cache(maxsize=1024)
 def _all_below(block: cst.IndentedBlock) -> tuple[cst.CSTNode, ...]:
-    """`walk`, remembered: every rule looks at the same few bodies several times."""
+    """`walk`, remembered."""
     return tuple(walk(block))
 
 

@@ -16,4 +16,5 @@ def formatted(text: str) -> str:
 
     Parts put together with the blank lines that black itself would put between them are what black makes of the
     whole; a test formats every generated file again."""
-    return black.format_str(text, mode=MODE).rstrip("\n")
+    ended = text.rstrip("\n") + "\n"  # black looks twice at what it changes, be it the last line's end
+    return black.format_str(ended, mode=MODE).rstrip("\n")
