@@ -57,17 +57,38 @@ def _withholds(
 
 
 def _unused(module: UpstreamModule, where: str, function: cst.FunctionDef) -> list[Diagnostic]:
-    """``if attention_mask is None: scores = scores + attention_mask``."""
+    """``if attention_mask is None: scores = scores + attention_mask``, in any words."""
     result = []
-    for branch in find(function.body, cst.If):
-        if one_line(branch.test) != f"{MASK} is None":
-            continue
-        for operation in find(branch.body, cst.BinaryOperation):
+    branches: list[cst.If | cst.IfExp] = [*find(function.body, cst.If), *find(function.body, cst.IfExp)]
+    for part in (part for branch in branches for part in _absent(branch)):
+        for operation in find(part, cst.BinaryOperation):
             if any(isinstance(side, cst.Name) and side.value == MASK for side in (operation.left, operation.right)):
                 expected = "a mask that is added where there is one"
                 found = f"`{one_line(operation)}` where there is none"
-                result.append(Diagnostic(module.span(where, branch), ID, expected, found, HELP))
+                result.append(Diagnostic(module.span(where, operation), ID, expected, found, HELP))
     return result
+
+
+def _absent(branch: cst.If | cst.IfExp) -> list[cst.CSTNode]:
+    """The parts of a branch that run only where there is no mask."""
+    parts: list[cst.CSTNode] = []
+    if _says_none(branch.test, True):
+        parts.append(branch.body)
+    if branch.orelse is not None and _says_none(branch.test, False):
+        parts.append(branch.orelse)
+    return parts
+
+
+def _says_none(test: cst.BaseExpression, outcome: bool) -> bool:
+    """Whether a test that came out so says that there is no mask."""
+    if isinstance(test, cst.UnaryOperation) and isinstance(test.operator, cst.Not):
+        return _says_none(test.expression, not outcome)
+    if isinstance(test, cst.BooleanOperation):  # each side of a true `and`, and of a false `or`, came out the same
+        both = isinstance(test.operator, cst.And) is outcome
+        return both and any(_says_none(side, outcome) for side in (test.left, test.right))
+    if outcome is False and isinstance(test, cst.Name):
+        return test.value == MASK
+    return one_line(test) == f"{MASK} is{'' if outcome else ' not'} None"
 
 
 def _used(function: cst.FunctionDef) -> bool:
