@@ -167,7 +167,7 @@ class Release:
         for one in imports:
             if one not in self._parts:
                 self._parts[one] = {
-                    f"{path}:{name}": self._print(path, name) for path, name in sorted(self._places(one))
+                    f"{path}:{name}": self._fingerprint(path, name) for path, name in sorted(self._places(one))
                 }
             if self._parts[one]:
                 found[one.key] = self._parts[one]
@@ -179,7 +179,7 @@ class Release:
         file = self.file(path)
         return file is not None and name in file.definitions
 
-    def _print(self, path: str, name: str) -> str:
+    def _fingerprint(self, path: str, name: str) -> str:
         file = self.file(path)
         assert file is not None
         return file.fingerprint(name)
