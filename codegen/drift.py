@@ -215,11 +215,11 @@ def _family(before: Side, after: Side, name: str, known: dict[tuple[Place, Place
             compared.append(MethodDrift(method, drift))
         led_to = before.files.parts(ours.imports(used[0])), after.files.parts(theirs.imports(used[1]))
         meant = compared_elsewhere(after.files, *led_to)
-        changed += [MethodDrift(name, _ELSEWHERE[how]) for name, how in meant.items()]
-        for name in sorted(together(led_to[0]).keys() & together(led_to[1]).keys() - meant.keys()):
-            path, _, one = name.partition(":")
+        changed += [MethodDrift(part, _ELSEWHERE[how]) for part, how in meant.items()]
+        for part in together(led_to[0]).keys() & together(led_to[1]).keys() - meant.keys():
+            path, _, one = part.partition(":")
             if "[" not in one and _between(before, after, (path, one), (path, one), known) is Drift.SPELLING:
-                changed.append(MethodDrift(name, Drift.SPELLING))
+                changed.append(MethodDrift(part, Drift.SPELLING))
     changed.sort(key=lambda one: one.name)
     return FamilyDrift(name, new.path, _summed_up(compared), tuple(compared), variants, tuple(changed))
 

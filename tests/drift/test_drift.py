@@ -161,7 +161,7 @@ ALTERED = {
     ),
     "what no variant runs": (
         ("activations.py", '"gelu": GELUActivation,', '"gelu": GELUActivation, "gelu_of_tomorrow": NewActivation,'),
-        ("activations.py", "class GELUActivation(", "class NewActivation(nn.Module): ...\n\n\nclass GELUActivation("),
+        ("activations.py", "ACT2CLS = {", "class NewActivation(nn.Module): ...\n\n\nACT2CLS = {"),
         (ROTARY, "class RopeParameters(TypedDict):", "class RopeParameters(TypedDict, total=False):"),
     ),
 }
