@@ -40,8 +40,8 @@ class UpstreamChangedError(RuntimeError):
         module: the generated module.
         upstream: upstream's file, relative to its package.
         generated_from, installed: the two releases.
-        differences: what differs (``Class.method``, ``Class``, ``function`` or ``value`` of the file, ``file:function``
-            for what it imports) and how.
+        differences: what differs (``Class.method``, ``Class``, ``function`` or ``value`` of the file, the same after
+            ``file:`` for what it imports) and how.
     """
 
     def __init__(self, module: str, origin: _Origin, installed: str, differences: Mapping[str, str]) -> None:
@@ -240,11 +240,16 @@ def _out(tree: Path) -> str:
 
 @cache
 def _rows(path: Path) -> Mapping[str, Mapping[str, Any]]:
-    """The whole manifest: ``<target>.<module>`` -> what it says of the module's upstream file."""
+    """The whole manifest: ``<target>.<module>`` -> what it says of the module's upstream file, with what each import
+    leads to instead of its digest; None where the manifest does not have it."""
     try:
         data = _parsed(path, path.read_text("utf-8"))
+        parts = data.get("parts", {})
         return {
-            f"{target}.{row['upstream'].rpartition('/')[2].removesuffix('.py')}": row
+            f"{target}.{row['upstream'].rpartition('/')[2].removesuffix('.py')}": {
+                **row,
+                "imported": {key: parts.get(digest) for key, digest in row.get("imported", {}).items()},
+            }
             for target, rows in data["targets"].items()
             for row in rows
         }
@@ -274,13 +279,13 @@ def _differences(module: str, installed: str, upstream: Path) -> Mapping[str, st
 
     tree = _tree(module)
     row = _row(module, tree)
-    if tree.scheme != SCHEME or "methods" not in row or "relied_on" not in row:
+    if tree.scheme != SCHEME or "methods" not in row or "relied_on" not in row or None in row["imported"].values():
         raise ManifestError(
             f"{tree.folder / MANIFEST} was written by another version of regraft, so that {tree.distribution} "
             f"{installed} cannot be compared with {tree.version}; run `regraft generate{_out(tree.folder)}`, or "
             f"install {tree.distribution}=={tree.version}"
         )
-    found = compared(_release(upstream), row["upstream"], row["methods"], row["relied_on"], row.get("imported", {}))
+    found = compared(_release(upstream), row["upstream"], row["methods"], row["relied_on"], row["imported"])
     if not found:
         logger.info(
             "%s: %s %s is installed; what the variants need of it means the same as in %s",
