@@ -12,7 +12,8 @@ from codegen.emit import manifest
 from codegen.own.heads import Heads, find_heads
 from codegen.own.import_path import ImportPath, Loader, import_path, is_name
 from codegen.source import Release
-from runtime.fingerprint import text_digest
+from runtime.fingerprint import beside, text_digest
+from runtime.fingerprint.dependence import BESIDE
 
 _LEFT_ALONE = frozenset({"__pycache__", ".regraft-commit"})
 
@@ -52,6 +53,12 @@ class OwnSource(Release):
         except (OSError, UnicodeDecodeError) as error:
             problem = damaged(Span(path), "a readable file", str(error))
             raise SourceError(f"cannot read {place}: {error}", problem) from None
+
+    def text_if_readable(self, path: str) -> str | None:
+        """As upstream's; the user's own files are found beside upstream, see `runtime.fingerprint.beside`."""
+        if path.startswith(BESIDE):
+            return beside.read(self.package, self.folder.resolve(), path)
+        return self.upstream.text_if_readable(path)
 
     def record(self, out: Path) -> manifest.Own:
         """What the manifest under ``out`` says of it."""

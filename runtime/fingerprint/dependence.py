@@ -15,6 +15,9 @@ from runtime.fingerprint.reliance import Reliance
 from runtime.fingerprint.scopes import FUNCTIONS, nested_blocks
 
 DISTRIBUTION = "transformers"
+BESIDE = "../"
+"""Begins the path of a file that is not upstream's: another package stands beside it, see `runtime.fingerprint.beside`.
+"""
 
 
 @dataclass(frozen=True, order=True)
@@ -103,6 +106,8 @@ class File:
             folder = normpath(join(dirname(self.path), *[".."] * (node.level - 1)))
         elif parts[0] == DISTRIBUTION and len(parts) > 1:
             folder, parts = ".", parts[1:]
+        elif self.path.startswith(f"{BESIDE}{parts[0]}/"):
+            folder = BESIDE
         else:
             return None
         return normpath(join(folder, *parts)) + ".py"
@@ -120,29 +125,44 @@ class Release:
         self._known: dict[Import, str | None] = {}
 
     def fingerprints(self, imports: Iterable[Import]) -> dict[str, str]:
-        """Key -> fingerprint, for what is a function of the file, or a class of another modeling file.
+        """Key -> fingerprint, for what is a function of the file, or a class of another file with layers.
 
-        Other classes (upstream's base classes, its caches and outputs), values, and what a package takes from its own
-        files do not count: nothing is derived from them.
+        Other classes (upstream's base classes, its caches and outputs) and values do not count: nothing is derived from
+        them. Of a file beside upstream, what this imports in its turn counts as well.
         """
         found = {}
-        for one in imports:
-            if one not in self._known:
-                self._known[one] = self._fingerprint(one)
-            known = self._known[one]
+        for one in sorted(self._followed(imports)):
+            known = self._of(one)
             if known is not None:
                 found[one.key] = known
         return found
 
     def known(self, keys: Iterable[str]) -> set[str]:
         """Those of the keys whose function is in this release."""
-        return {key for key in keys if self.fingerprints([Import.of(key)])}
+        return {key for key in keys if self._of(Import.of(key)) is not None}
+
+    def _followed(self, imports: Iterable[Import]) -> set[Import]:
+        """The imports, and what those of files beside upstream import in their turn."""
+        found: set[Import] = set()
+        todo = list(imports)
+        while todo:
+            one = todo.pop()
+            file = self.file(one.path) if one.path.startswith(BESIDE) and one not in found else None
+            found.add(one)
+            if file is not None and self._of(one) is not None:
+                todo += file.imports(file.reliance.of([one.name]))
+        return found
+
+    def _of(self, one: Import) -> str | None:
+        if one not in self._known:
+            self._known[one] = self._fingerprint(one)
+        return self._known[one]
 
     def _fingerprint(self, one: Import) -> str | None:
         file = self.file(one.path)
         node = file.definitions.get(one.name) if file is not None else None
-        modeling = one.path.rpartition("/")[2].startswith("modeling_") and one.path.startswith("models/")
-        if file is None or not (isinstance(node, FUNCTIONS) or (modeling and isinstance(node, ast.ClassDef))):
+        kinds = (*FUNCTIONS, ast.ClassDef) if has_layers(one.path) else FUNCTIONS
+        if file is None or not isinstance(node, kinds):
             return None
         if one.decorates:
             return file.fingerprint(one.name)
@@ -158,6 +178,14 @@ class Release:
             except (SyntaxError, ValueError):
                 self._files[path] = None
         return self._files[path]
+
+
+def has_layers(path: str) -> bool:
+    """Whether classes of a file are layers of models, rather than upstream's base classes, or configurations."""
+    name = path.rpartition("/")[2]
+    if path.startswith(BESIDE):
+        return not name.startswith("configuration_")
+    return path.startswith("models/") and name.startswith("modeling_")
 
 
 def _statements(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
