@@ -151,7 +151,7 @@ def other_text(package: Package, cls: type) -> str:
     return (
         f"{cls.__module__}.{cls.__name__} is not of the code that {package.name} was generated from:"
         f" {file or 'its file'} is another text, or was loaded again since. Regenerate with"
-        f" `regraft generate --out {package.folder}`, or build the model again"
+        f" `{package.command}`, or build the model again"
     )
 
 

@@ -7,6 +7,7 @@ model asks for them. Nothing heavy is imported here.
 import importlib
 import importlib.util
 import os
+import shlex
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -50,6 +51,11 @@ class Package:
     def types(self) -> frozenset[str]:
         """Every model type that it tells of."""
         return frozenset(name for table in (self.families, self.refused) for named in table.values() for name in named)
+
+    @property
+    def command(self) -> str:
+        """Generates it again."""
+        return f"regraft generate --out {shlex.quote(str(self.folder))}"
 
     @property
     def variants(self) -> frozenset[str]:
@@ -118,7 +124,7 @@ def _read(name: str) -> Package:
             folder,
             own["module"],
             own["loader"],
-            Path(os.path.normpath(folder / own["folder"])),
+            Path(os.path.normpath(folder.resolve() / own["folder"])),
             own["sources"],
             {target: _absolute(f"{name}.{target}", index.MODULES) for target, index in indexes.items()},
             {target: _absolute(f"{name}.{target}", index.FAMILIES) for target, index in indexes.items()},
@@ -148,9 +154,7 @@ def _check_sources(package: Package) -> None:
     for file, digest in package.sources.items():
         place = place_of(package, file)
         if place is not None and text_digest(place.read_bytes()) != digest:
-            raise RegistrationError(
-                f"{package.name} is stale: {place} has changed since; run `regraft generate --out {package.folder}`"
-            )
+            raise RegistrationError(f"{package.name} is stale: {place} has changed since; run `{package.command}`")
 
 
 def place_of(package: Package, file: str) -> Path | None:
