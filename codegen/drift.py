@@ -1,24 +1,25 @@
 """What changed between two releases, as plain data: per family and method upstream, per target the variant.
 
 Compared are the methods that a variant of either release is derived from, of which the manifest has fingerprints, and
-what these rely on in their modeling file (see ``reliance``) and, counted apart, in what it imports (see ``imported``).
-A family that has no variant in either release has nothing to compare.
+what these rely on in their modeling file and, counted apart, in what it imports, by the rules that the runtime follows
+when it looks at the release that is installed (``runtime/fingerprint/dependence.py``). A family that has no variant in
+either release has nothing to compare.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 
 from codegen.diagnostics import Diagnostic
 from codegen.discovery import Family
 from codegen.driver import Compiled
-from codegen.imported import Files, Place
 from codegen.source import Release
 from codegen.targets import TARGETS
-from runtime.fingerprint import Definition, fingerprint, spelling
-from runtime.fingerprint.reliance import Reliance
+from runtime.fingerprint import spelling
+from runtime.fingerprint.dependence import Place
+from runtime.fingerprint.dependence import Release as Files
 
 
 class Drift(Enum):
@@ -170,7 +171,7 @@ class Side:
         self.compiled: dict[tuple[str, str], Compiled] = {}  # by (target, family)
         self.families: dict[str, Family] = {}
         self._refused: dict[tuple[str, str], tuple[Diagnostic, ...]] = {}
-        self.files = Files(release)
+        self.files = Files(release.text_if_readable)
         for one in compiled:
             for family in one.generated:
                 self.compiled[one.target, family.model_type] = one
@@ -185,11 +186,6 @@ class Side:
     def methods_of(self, family: str) -> set[str]:
         """What the family's variants of all targets were derived from."""
         return {name for t in TARGETS if (t, family) in self.compiled for name, _ in self.compiled[t, family].methods}
-
-    def definitions(self, path: str) -> Mapping[str, Definition] | None:
-        """The definitions and values of a file by qualified name; None when it is damaged."""
-        file = self.files.at(path)
-        return None if file is None else file.definitions
 
 
 def compare(before: Side, after: Side) -> Report:
@@ -210,14 +206,14 @@ def _family(before: Side, after: Side, name: str, known: dict[tuple[Place, Place
         return FamilyDrift(name, new.path, Drift.NEW, (), variants)
     compared: list[MethodDrift] = []
     changed: list[MethodDrift] = []
-    ours, theirs = before.definitions(old.path), after.definitions(new.path)
+    ours, theirs = before.files.file(old.path), after.files.file(new.path)
     if ours is not None and theirs is not None:
         roots = before.methods_of(name) | after.methods_of(name)
-        used = sorted(Reliance(ours).of(roots) | Reliance(theirs).of(roots))
-        for method in used:
+        used = ours.reliance.of(roots), theirs.reliance.of(roots)
+        for method in sorted(set().union(*used)):
             drift = _between(before, after, (old.path, method), (new.path, method), known)
             compared.append(MethodDrift(method, drift))
-        elsewhere = before.files.imported_by(old.path, used) | after.files.imported_by(new.path, used)
+        elsewhere = before.files.imported_by(old.path, used[0]) | after.files.imported_by(new.path, used[1])
         for path, one in sorted(elsewhere):
             drift = _between(before, after, (path, one), (path, one), known)
             changed += [MethodDrift(f"{path}:{one}", drift)] if drift is not Drift.UNCHANGED else []
@@ -227,7 +223,7 @@ def _family(before: Side, after: Side, name: str, known: dict[tuple[Place, Place
 def _between(before: Side, after: Side, old: Place, new: Place, known: dict[tuple[Place, Place], Drift]) -> Drift:
     """What became of one definition between the releases."""
     if (old, new) not in known:
-        ours, theirs = before.files.at(old[0]), after.files.at(new[0])
+        ours, theirs = before.files.file(old[0]), after.files.file(new[0])
         one = None if ours is None else ours.definitions.get(old[1])
         other = None if theirs is None else theirs.definitions.get(new[1])
         if ours is None or one is None:
@@ -237,7 +233,8 @@ def _between(before: Side, after: Side, old: Place, new: Place, known: dict[tupl
         elif spelling(one, ours.text) == spelling(other, theirs.text):
             known[old, new] = Drift.UNCHANGED
         else:
-            known[old, new] = Drift.SPELLING if fingerprint(one) == fingerprint(other) else Drift.SEMANTIC
+            same = ours.fingerprint(old[1]) == theirs.fingerprint(new[1])
+            known[old, new] = Drift.SPELLING if same else Drift.SEMANTIC
     return known[old, new]
 
 

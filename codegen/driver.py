@@ -28,7 +28,7 @@ from codegen.targets.base import Target
 from codegen.upstream import UpstreamModule
 from codegen.verify import checked_text
 from runtime.fingerprint.beside import place
-from runtime.fingerprint.dependence import File, Import
+from runtime.fingerprint.dependence import File, Import, Parts
 from runtime.fingerprint.dependence import Release as Imported
 
 MASK_BUILDERS = "masking_utils.py"
@@ -67,7 +67,7 @@ class Compiled:
     methods: tuple[tuple[str, str], ...] = ()  # upstream method that it was derived from -> fingerprint
     relied_on: tuple[tuple[str, str], ...] = ()  # what these rely on in their file -> fingerprint
     imports: tuple[Import, ...] = ()  # what all of them name that is from other files
-    imported: tuple[tuple[str, str], ...] = ()  # those of the imports that count, by key -> fingerprint
+    imported: tuple[tuple[str, Parts], ...] = ()  # those of the imports that count, by key -> what they lead to
     switches: tuple[str, ...] = ()  # config fields that the derived code branches on
 
     @property
@@ -117,7 +117,7 @@ def with_imported(release: Release, compiled: Iterable[Compiled]) -> Iterator[Co
     """Each with the fingerprints of what its upstream file imports from others of the release."""
     imported = Imported(release.text_if_readable)
     for one in compiled:
-        yield replace(one, imported=tuple(imported.fingerprints(one.imports).items()))
+        yield replace(one, imported=tuple(imported.parts(one.imports).items()))
 
 
 def in_processes(function: Callable[..., Result], work: Sequence[tuple[Any, ...]], jobs: int) -> Iterator[Result]:

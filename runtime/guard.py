@@ -42,8 +42,8 @@ class UpstreamChangedError(RuntimeError):
         module: the generated module.
         upstream: upstream's file, relative to its package; or the user's, of a package of theirs.
         generated_from, installed: the two releases.
-        differences: what differs (``Class.method``, ``Class``, ``function`` or ``value`` of the file, ``file:function``
-            for what it imports) and how.
+        differences: what differs (``Class.method``, ``Class``, ``function`` or ``value`` of the file, the same after
+            ``file:`` for what it imports) and how.
     """
 
     def __init__(self, module: str, origin: _Origin, installed: str, differences: Mapping[str, str]) -> None:
@@ -265,11 +265,16 @@ def _out(tree: Path) -> str:
 
 @cache
 def _rows(path: Path) -> Mapping[str, Mapping[str, Any]]:
-    """The whole manifest: ``<target>.<module>`` -> what it says of the module's upstream file."""
+    """The whole manifest: ``<target>.<module>`` -> what it says of the module's upstream file, with what each import
+    leads to instead of its digest; None where the manifest does not have it."""
     try:
         data = _parsed(path, path.read_text("utf-8"))
+        parts = data.get("parts", {})
         return {
-            f"{target}.{row['upstream'].rpartition('/')[2].removesuffix('.py')}": row
+            f"{target}.{row['upstream'].rpartition('/')[2].removesuffix('.py')}": {
+                **row,
+                "imported": [parts.get(digest) for digest in row.get("imported", {}).values()],
+            }
             for target, rows in data["targets"].items()
             for row in rows
         }
@@ -301,7 +306,7 @@ def _differences(module: str, installed: str, upstream: Path, models: Path | Non
 
     tree = _tree(module)
     row = _row(module, tree)
-    if tree.scheme != SCHEME or "methods" not in row or "relied_on" not in row:
+    if tree.scheme != SCHEME or "methods" not in row or "relied_on" not in row or None in row["imported"]:
         raise ManifestError(
             f"{tree.folder / MANIFEST} was written by another version of regraft, so that {tree.distribution} "
             f"{installed} cannot be compared with {tree.version}; run `regraft generate{_out(tree.folder)}`, or "
@@ -309,7 +314,7 @@ def _differences(module: str, installed: str, upstream: Path, models: Path | Non
         )
     path = row["upstream"] if tree.own is None else place(tree.own, row["upstream"])
     release = _release(upstream, tree.own, models)
-    found = compared(release, path, row["methods"], row["relied_on"], row.get("imported", {}))
+    found = compared(release, path, row["methods"], row["relied_on"], row["imported"])
     if not found:
         logger.info(
             "%s: %s %s is installed; what the variants need of it means the same as in %s",

@@ -3,8 +3,8 @@
 Per target and upstream file: digests of the source and of the text that was written, the families it serves, the rules
 that changed each class and function, the configuration fields that the code branches on, and the refusals with their
 diagnostics; and the fingerprints of the upstream methods that the variants were derived from, of what these rely on in
-their file, and of the functions that they import, for the runtime to compare with what is installed. No clock, no path
-outside upstream.
+their file, and of what they import, for the runtime to compare with what is installed; what an import leads to is
+listed once, under *parts*, however many files import it. No clock, no path outside upstream.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from codegen.diagnostics import Diagnostic, InputError, Span
 from codegen.discovery import Family
 from codegen.driver import Compiled
 from codegen.source import PACKAGE
-from runtime.fingerprint import SCHEME
-from runtime.fingerprint.dependence import Import
+from runtime.fingerprint import SCHEME, dependence
+from runtime.fingerprint.dependence import Import, Parts
 
 NAME = "MANIFEST.toml"
 DIGEST = "# Digest of what follows: "
@@ -129,8 +129,9 @@ def parse(content: bytes, path: str) -> Manifest:
         raise InputError(f"{path} is damaged ({error}); restore it from version control or delete it") from None
     try:
         version = data["upstream"]["version"]
+        parts = data.get("parts", {})
         entries = {
-            (target, row["upstream"]): _entry(target, row, version)
+            (target, row["upstream"]): _entry(target, row, version, parts)
             for target, rows in data["targets"].items()
             for row in rows
         }
@@ -143,7 +144,8 @@ def parse(content: bytes, path: str) -> Manifest:
         raise InputError(f"{path} is not a manifest of this compiler ({error!r}); delete it and regenerate") from None
 
 
-def _entry(target: str, row: Mapping[str, Any], version: str) -> Entry:
+def _entry(target: str, row: Mapping[str, Any], version: str, parts: Mapping[str, Parts]) -> Entry:
+    """``parts`` has nothing of an import in what an earlier compiler wrote; that is compiled again."""
     path = row["upstream"]
     compiled = Compiled(
         path,
@@ -158,7 +160,7 @@ def _entry(target: str, row: Mapping[str, Any], version: str) -> Entry:
         tuple(row.get("methods", {}).items()),
         tuple(row.get("relied_on", {}).items()),
         tuple(Import.of(key) for key in row.get("imported", {})),
-        tuple(row.get("imported", {}).items()),
+        tuple((key, parts.get(found, {})) for key, found in row.get("imported", {}).items()),
         tuple(row.get("switches", ())),
     )
     return Entry(row["source"], row.get("output", ""), compiled, row.get("version", version))
@@ -199,6 +201,8 @@ def render(
             rows.append(_row(one, sources[one.path], older.get((one.target, one.path))))
         targets.add(target, rows)
     document.add("targets", targets)
+    parts = {dependence.digest(found): found for one in compiled for _, found in one.imported}
+    document.add("parts", _table({key: _table(parts[key]) for key in sorted(parts)}))
     rest = tomlkit.dumps(document)
     return f"#{NOTICE if own is None else OWN_NOTICE}\n{DIGEST}{digest(rest)}\n\n{rest}"
 
@@ -221,7 +225,7 @@ def _row(one: Compiled, source: str, version: str | None) -> Any:
     if one.relied_on:
         row.add("relied_on", _table(dict(one.relied_on)))
     if one.imported:
-        row.add("imported", _table(dict(one.imported)))
+        row.add("imported", _table({key: dependence.digest(found) for key, found in one.imported}))
     if one.refused:
         refused = tomlkit.aot()
         for family, diagnostics in one.refused:

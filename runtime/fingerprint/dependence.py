@@ -1,23 +1,47 @@
 """What a variant depends on upstream, and its fingerprints: the same question for the compiler, which records the
-answer, and for the runtime, which asks again of the release that is installed."""
+answer, for the runtime, which asks again of the release that is installed, and for the comparison of two releases.
+
+Of its own file that is what `reliance` follows. Of the files that this imports there count
+
+* functions, and module-level values (tables of rotary initialisers or activations, for example);
+* classes of other modeling files, and others that have a ``forward`` of their own, with all members;
+* all that these rely on in their file, and on from there only in ``models/``;
+* decorators, by their own text, if they are imported from the file that defines them.
+
+Files of the user's, which stand beside upstream (`runtime.fingerprint.beside`), count as those in ``models/`` do, with
+all classes but configurations.
+
+Not counted are other classes (base classes, caches, outputs, configurations), what a file outside of ``models/`` itself
+imports, and what a decorator calls. Between releases these bring questions about the machine (``is_..._available``),
+hooks and hub kernels, and they lead to all of the package within three steps. So the back ends of attention and of
+experts are not compared: a configuration chooses them, and the ones that are installed are called.
+"""
 
 from __future__ import annotations
 
 import ast
 import hashlib
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from posixpath import dirname, join, normpath
 
 from runtime.fingerprint import SCHEME, definitions, fingerprint
+from runtime.fingerprint.canonical import DOCUMENTATION_DECORATORS
 from runtime.fingerprint.reliance import Reliance
 from runtime.fingerprint.scopes import FUNCTIONS, nested_blocks
 
 DISTRIBUTION = "transformers"
+MODELS = "models/"
 BESIDE = "../"
 """Begins the path of a file that is not upstream's: another package stands beside it, see `runtime.fingerprint.beside`.
 """
+
+Place = tuple[str, str]
+"""A file's path in the package, and the qualified name of a definition or value in it."""
+
+Parts = Mapping[str, str]
+"""What an import leads to: ``file:name`` -> fingerprint."""
 
 
 @dataclass(frozen=True, order=True)
@@ -25,7 +49,7 @@ class Import:
     """A name that a file takes from another file of upstream.
 
     ``decorates`` says that it is used as a decorator alone: then it counts by its own text, since what it calls around
-    a method (hooks, kernels) is not what a variant is derived from. Else all counts that it relies on in its file.
+    a method (hooks, kernels) is not what a variant is derived from.
     """
 
     path: str
@@ -75,25 +99,39 @@ class File:
 
     def imports(self, names: Iterable[str]) -> tuple[Import, ...]:
         """What these definitions name that comes from other files of upstream, in order."""
-        named: set[str] = set()
-        decorating: set[str] = set()
+        found: set[Place] = set()
+        decorating: set[Place] = set()
         for name in names:
             mentions = self.reliance.mentions(name)
-            named |= mentions.names & self._imported.keys()
-            decorating |= mentions.decorators & self._imported.keys()
+            taken = {**self._imported, **self._taken(mentions.imports)} if mentions.imports else self._imported
+            found |= {taken[one] for one in mentions.names & taken.keys()}
+            decorating |= {taken[one] for one in (mentions.decorators - DOCUMENTATION_DECORATORS) & taken.keys()}
         return tuple(
-            sorted(
-                Import(*self._imported[name], decorates)
-                for found, decorates in ((named, False), (decorating - named, True))
-                for name in found
-            )
+            sorted([*(Import(*one, False) for one in found), *(Import(*one, True) for one in decorating - found)])
         )
 
+    def hands_on(self, name: str) -> Place | None:
+        """Where the file itself takes a name from."""
+        return self._imported.get(name)
+
+    def whole(self, name: str) -> set[str]:
+        """A definition and all that it relies on in the file: of a class, and of the classes that a value is made of,
+        all members, since they are called on objects."""
+        node = self.definitions[name]
+        if isinstance(node, FUNCTIONS):
+            return self.reliance.of([name])
+        made_of = (name,) if isinstance(node, ast.ClassDef) else self.reliance.of([name])
+        classes = tuple(f"{one}." for one in made_of if isinstance(self.definitions[one], ast.ClassDef))
+        return self.reliance.of([name, *(one for one in self.definitions if one.startswith(classes))])
+
     @cached_property
-    def _imported(self) -> dict[str, tuple[str, str]]:
+    def _imported(self) -> dict[str, Place]:
         """Name in the file -> the file that it is taken from, and its name there."""
-        found: dict[str, tuple[str, str]] = {}
-        for node in _statements(self.tree.body):
+        return self._taken(_statements(self.tree.body))
+
+    def _taken(self, statements: Iterable[ast.stmt]) -> dict[str, Place]:
+        found: dict[str, Place] = {}
+        for node in statements:
             path = self.source(node) if isinstance(node, ast.ImportFrom) else None
             if path is not None and isinstance(node, ast.ImportFrom):
                 found |= {alias.asname or alias.name: (path, alias.name) for alias in node.names}
@@ -106,6 +144,8 @@ class File:
             folder = normpath(join(dirname(self.path), *[".."] * (node.level - 1)))
         elif parts[0] == DISTRIBUTION and len(parts) > 1:
             folder, parts = ".", parts[1:]
+        elif self.path.startswith(BESIDE) and node.module == DISTRIBUTION:
+            folder, parts = ".", ["__init__"]
         elif self.path.startswith(f"{BESIDE}{parts[0]}/"):
             folder = BESIDE
         else:
@@ -122,52 +162,72 @@ class Release:
     def __init__(self, text: Callable[[str], str | None]) -> None:
         self._text = text
         self._files: dict[str, File | None] = {}
-        self._known: dict[Import, str | None] = {}
+        self._reached: dict[Import, frozenset[Place]] = {}
+        self._parts: dict[Import, Parts] = {}
 
-    def fingerprints(self, imports: Iterable[Import]) -> dict[str, str]:
-        """Key -> fingerprint, for what is a function of the file, or a class of another file with layers.
+    def imported_by(self, path: str, names: Iterable[str]) -> frozenset[Place]:
+        """What definitions of a file depend on in other files; the file must be there."""
+        file = self.file(path)
+        assert file is not None
+        return frozenset(place for one in file.imports(names) for place in self._places(one))
 
-        Other classes (upstream's base classes, its caches and outputs) and values do not count: nothing is derived from
-        them. Of a file beside upstream, what this imports in its turn counts as well.
-        """
+    def parts(self, imports: Iterable[Import]) -> dict[str, Parts]:
+        """By key what each import leads to, with fingerprints; those that do not count are left out."""
         found = {}
-        for one in sorted(self._followed(imports)):
-            known = self._of(one)
-            if known is not None:
-                found[one.key] = known
+        for one in imports:
+            if one not in self._parts:
+                self._parts[one] = {
+                    f"{path}:{name}": self._print(path, name) for path, name in sorted(self._places(one))
+                }
+            if self._parts[one]:
+                found[one.key] = self._parts[one]
         return found
 
-    def known(self, keys: Iterable[str]) -> set[str]:
-        """Those of the keys whose function is in this release."""
-        return {key for key in keys if self._of(Import.of(key)) is not None}
+    def has(self, place: str) -> bool:
+        """Whether ``file:name`` is in this release."""
+        path, _, name = place.rpartition(":")
+        file = self.file(path)
+        return file is not None and name in file.definitions
 
-    def _followed(self, imports: Iterable[Import]) -> set[Import]:
-        """The imports, and what those of files beside upstream import in their turn."""
-        found: set[Import] = set()
-        todo = list(imports)
+    def _print(self, path: str, name: str) -> str:
+        file = self.file(path)
+        assert file is not None
+        return file.fingerprint(name)
+
+    def _places(self, one: Import) -> frozenset[Place]:
+        """What an import leads to, itself included; nothing where it does not count."""
+        if one not in self._reached:
+            self._reached[one] = frozenset(self._follow(one))
+        return self._reached[one]
+
+    def _follow(self, one: Import) -> Iterator[Place]:
+        todo, seen = [one], {one}
         while todo:
-            one = todo.pop()
-            file = self.file(one.path) if one.path.startswith(BESIDE) and one not in found else None
-            found.add(one)
-            if file is not None and self._of(one) is not None:
-                todo += file.imports(file.reliance.of([one.name]))
-        return found
+            current = todo.pop()
+            file, name = self._origin(current)
+            if file is None or not _counts(file, name):
+                continue
+            names = {name} if current.decorates else file.whole(name)
+            yield from ((file.path, inside) for inside in names)
+            if file.path.startswith((MODELS, BESIDE)) and not current.decorates:
+                new = set(file.imports(names)) - seen
+                seen |= new
+                todo += new
 
-    def _of(self, one: Import) -> str | None:
-        if one not in self._known:
-            self._known[one] = self._fingerprint(one)
-        return self._known[one]
-
-    def _fingerprint(self, one: Import) -> str | None:
-        file = self.file(one.path)
-        node = file.definitions.get(one.name) if file is not None else None
-        kinds = (*FUNCTIONS, ast.ClassDef) if has_layers(one.path) else FUNCTIONS
-        if file is None or not isinstance(node, kinds):
-            return None
-        if one.decorates:
-            return file.fingerprint(one.name)
-        lines = [f"{name} {digest}" for name, digest in file.relied_on([one.name]).items()]
-        return hashlib.blake2b("\n".join([SCHEME, *lines]).encode(), digest_size=8).hexdigest()
+    def _origin(self, one: Import) -> tuple[File | None, str]:
+        """The file that defines an import, and its name there: through packages that hand it on, but for decorators."""
+        place: Place | None = (one.path, one.name)
+        seen: set[Place] = set()
+        while place is not None and place not in seen:
+            seen.add(place)
+            path, name = place
+            file = self.file(path)
+            if file is None and not one.decorates:
+                file = self.file(f"{path.removesuffix('.py')}/__init__.py")
+            if file is not None and name in file.definitions:
+                return file, name
+            place = None if file is None or one.decorates else file.hands_on(name)
+        return None, one.name
 
     def file(self, path: str) -> File | None:
         """A file of the release; None where there is none, or none that parses."""
@@ -180,12 +240,20 @@ class Release:
         return self._files[path]
 
 
-def has_layers(path: str) -> bool:
-    """Whether classes of a file are layers of models, rather than upstream's base classes, or configurations."""
-    name = path.rpartition("/")[2]
-    if path.startswith(BESIDE):
-        return not name.startswith("configuration_")
-    return path.startswith("models/") and name.startswith("modeling_")
+def _counts(file: File, name: str) -> bool:
+    """Whether a definition of another file can change what a variant computes."""
+    if not isinstance(file.definitions[name], ast.ClassDef):
+        return True
+    stem = file.path.rpartition("/")[2]
+    modeling = file.path.startswith(MODELS) and stem.startswith("modeling_")
+    users = file.path.startswith(BESIDE) and not stem.startswith("configuration_")
+    return modeling or users or f"{name}.forward" in file.definitions
+
+
+def digest(parts: Parts) -> str:
+    """One digest for all that an import leads to: 16 hex characters."""
+    lines = [f"{name} {found}" for name, found in sorted(parts.items())]
+    return hashlib.blake2b("\n".join([SCHEME, *lines]).encode(), digest_size=8).hexdigest()
 
 
 def _statements(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
@@ -202,7 +270,7 @@ def compared(
     path: str,
     derived: Mapping[str, str],
     relied_on: Mapping[str, str],
-    imported: Mapping[str, str],
+    imported: Iterable[Parts],
 ) -> dict[str, str]:
     """What differs in a release from fingerprints that were recorded of another, by name, and how; nothing where it
     means the same.
@@ -211,28 +279,26 @@ def compared(
         path: the upstream file.
         derived: what the variants were derived from, with fingerprints.
         relied_on: what that relies on in the file.
-        imported: the functions that all of it names and that are other files', by key.
+        imported: what each of the imports of all this leads to in other files.
     """
     file = release.file(path)
     if file is None:
         return {path: "no such file, or one that does not parse"}
-    recorded = {**derived, **relied_on}
     present = file.relied_on(derived)
-    found = _differences(recorded, present, file.definitions)
-    taken = release.fingerprints(file.imports(present))
-    return found | {
-        str(Import.of(key)): how for key, how in _differences(imported, taken, release.known(imported)).items()
-    }
+    found = _differences({**derived, **relied_on}, present, file.definitions.__contains__)
+    elsewhere = {name: one for parts in imported for name, one in parts.items()}
+    taken = {name: one for parts in release.parts(file.imports(present)).values() for name, one in parts.items()}
+    return found | _differences(elsewhere, taken, release.has)
 
 
-def _differences(recorded: Mapping[str, str], present: Mapping[str, str], there: Container[str]) -> dict[str, str]:
-    """``there`` are the names that are not gone, whether something relies on them or not."""
+def _differences(recorded: Parts, present: Parts, is_there: Callable[[str], bool]) -> dict[str, str]:
+    """``is_there`` says that a name is not gone, whether something relies on it or not."""
     found = {}
     for name in sorted({*recorded, *present}):
         if name not in recorded:
             found[name] = "new"
         elif name in present and present[name] != recorded[name]:
             found[name] = "changed in meaning"
-        elif name not in present and name not in there:
+        elif name not in present and not is_there(name):
             found[name] = "gone"
     return found

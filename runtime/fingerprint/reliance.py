@@ -15,11 +15,13 @@ RUN_UNNAMED = ("__init__", "forward")  # calling a class, and calling what that 
 
 @dataclass(frozen=True)
 class Mentions:
-    """What a definition names: ``names`` in its body, ``decorators`` in its decorators, ``members`` after ``self.``."""
+    """What a definition names: ``names`` in its body, ``decorators`` in its decorators, ``members`` after ``self.``;
+    and the ``imports`` that stand inside of it."""
 
     names: set[str] = field(default_factory=set)
     decorators: set[str] = field(default_factory=set)
     members: set[str] = field(default_factory=set)
+    imports: list[ast.ImportFrom] = field(default_factory=list)
 
 
 class Reliance:
@@ -71,8 +73,8 @@ class Reliance:
         if name not in self._mentions:
             node, found = self._definitions[name], Mentions()
             decorators = getattr(node, "decorator_list", [])
-            _look(decorators, found.decorators, found.members)
-            _look([n for n in ast.iter_child_nodes(node) if n not in decorators], found.names, found.members)
+            _look(decorators, found.decorators, found)
+            _look([n for n in ast.iter_child_nodes(node) if n not in decorators], found.names, found)
             self._mentions[name] = found
         return self._mentions[name]
 
@@ -93,7 +95,7 @@ class Reliance:
         return found
 
 
-def _look(nodes: Iterable[ast.AST], names: set[str], members: set[str]) -> None:
+def _look(nodes: Iterable[ast.AST], names: set[str], found: Mentions) -> None:
     stack = list(nodes)
     while stack:
         node = stack.pop()
@@ -101,8 +103,10 @@ def _look(nodes: Iterable[ast.AST], names: set[str], members: set[str]) -> None:
             names.add(node.id)
         elif type(node) is ast.Attribute:
             if _is_self(node.value):
-                members.add(node.attr)
+                found.members.add(node.attr)
             stack.append(node.value)
+        elif type(node) is ast.ImportFrom:
+            found.imports.append(node)
         elif type(node) is not ast.Constant:
             for name in node._fields:
                 value = getattr(node, name, None)

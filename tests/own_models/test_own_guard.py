@@ -26,7 +26,6 @@ from runtime.training.features import active
 INSTALLED = Path(transformers.__file__).parent
 MASKS = "masking_utils.py"
 LLAMA = "models/llama/modeling_llama.py"
-OTHERS = [MASKS, LLAMA, "modeling_rope_utils.py", "activations.py", "integrations/hub_kernels.py"]
 SMALL = {
     "vocab_size": 31, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
     "num_key_value_heads": 1, "head_dim": 8, "max_position_embeddings": 32, "sliding_window": 4,
@@ -73,9 +72,10 @@ def other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Other:
 
     def install() -> Path:
         place = tmp_path / "release"
-        for path in OTHERS:
-            (place / path).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(INSTALLED / path, place / path)
+        for path in (*INSTALLED.glob("*.py"), INSTALLED / LLAMA):
+            copy = place / path.relative_to(INSTALLED)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, copy)
         monkeypatch.setattr(sys.modules["transformers"], "__version__", "5.99.0")
         monkeypatch.setattr(guard, "_package_folder", lambda distribution: place)
         return place
@@ -135,7 +135,7 @@ BOTH = pytest.mark.parametrize("importable", [False, True], ids=["remote code", 
 
 
 CAUSAL = ("return kv_idx <= q_idx", "return kv_idx < q_idx")
-CHANGED = {f"{MASKS}:create_{kind}causal_mask": "changed in meaning" for kind in ("", "sliding_window_")}
+CHANGED = {f"{MASKS}:causal_mask_function": "changed in meaning"}
 
 
 @BOTH
@@ -176,7 +176,7 @@ def test_what_changed_is_named_with_the_command(
     for part in (
         f"variants.qeff.modeling_tarn was generated for transformers {version}",
         f"5.99.0 is installed, in which what {MODELING} relies on differs",
-        f"{MASKS}:create_causal_mask (changed in meaning)",
+        f"{MASKS}:causal_mask_function (changed in meaning)",
         f"`regraft generate --out {tmp_path / 'variants'}` with 5.99.0 installed",
         f"or install transformers=={version}",
     ):
@@ -212,26 +212,26 @@ def test_a_release_that_is_not_there_any_more(registered: Package, tmp_path: Pat
     text = path.read_text("utf-8").replace(f'version = "{transformers.__version__}"', 'version = "4.0.0"')
     path.write_text(text, "utf-8")
     _works(folder)
-    name = f'"{MASKS}:create_causal_mask" = "'
-    assert text.count(name) == 2
+    name = f'"{MASKS}:causal_mask_function" = "'
+    assert name in text
     path.write_text(text.replace(name, f"{name}0"), "utf-8")
     _start_again()
     error = _refused(folder)
-    assert error.differences == {f"{MASKS}:create_causal_mask": "changed in meaning"}
+    assert error.differences == CHANGED
     assert error.generated_from == "4.0.0" and "install transformers==4.0.0" in str(error)
 
 
 def test_a_type_is_compared_too(registered: Package, other: Other) -> None:
     registered(importable=True)
     edited(CAUSAL, file=MASKS)(other())
-    with pytest.raises(UpstreamChangedError, match="create_causal_mask"):
+    with pytest.raises(UpstreamChangedError, match="causal_mask_function"):
         patch_for_training("tarn", use_rmpad=True)
 
 
 def test_a_training_module_imported_by_its_own_name_is_compared(registered: Package, other: Other) -> None:
     registered(importable=True)
     edited(CAUSAL, file=MASKS)(other())
-    with pytest.raises(UpstreamChangedError, match="create_causal_mask"):
+    with pytest.raises(UpstreamChangedError, match="causal_mask_function"):
         import_module("variants.rmpad.modeling_tarn")
 
 
@@ -267,7 +267,7 @@ LLAMAS_NORM = ("hidden_states.pow(2)", "hidden_states.pow(4)")
 def test_a_class_of_another_family_counts(registered: Package, other: Other, importable: bool) -> None:
     folder = registered(_of_llama, importable=importable)
     edited(LLAMAS_NORM, file=LLAMA)(other())
-    assert _refused(folder).differences == {f"{LLAMA}:LlamaRMSNorm": "changed in meaning"}
+    assert _refused(folder).differences == {f"{LLAMA}:LlamaRMSNorm.forward": "changed in meaning"}
 
 
 def _of_a_file_beside(statement: str) -> Callable[[Path], None]:
@@ -275,7 +275,12 @@ def _of_a_file_beside(statement: str) -> Callable[[Path], None]:
 
     def change(folder: Path) -> None:
         edited((IMPORT, f"{IMPORT}{statement}\n"), NORM)(folder)
-        (folder / "norms.py").write_text(
+        place = folder / "norms.py"
+        if "layers" in statement:
+            place = folder.parents[1] / "layers" / "norms.py"
+            place.parent.mkdir()
+            (place.parent / "__init__.py").write_text("from .norms import TarnRMSNorm\n")
+        place.write_text(
             "from transformers.models.llama.modeling_llama import LlamaRMSNorm, rotate_half\n\n\n"
             "class TarnRMSNorm(LlamaRMSNorm):\n"
             "    turn = staticmethod(rotate_half)\n"
@@ -290,6 +295,8 @@ def _of_a_file_beside(statement: str) -> Callable[[Path], None]:
         ("from .norms import TarnRMSNorm", False),
         ("from .norms import TarnRMSNorm", True),
         ("from acme.models.tarn.norms import TarnRMSNorm", True),
+        ("from ...layers import TarnRMSNorm", True),
+        ("from acme.layers import TarnRMSNorm", True),
     ],
 )
 def test_what_a_file_beside_relies_on_counts(
@@ -301,8 +308,23 @@ def test_what_a_file_beside_relies_on_counts(
     _start_again()
     edited(LLAMAS_NORM, ("torch.cat((-x2, x1), dim=-1)", "torch.cat((x2, x1), dim=-1)"), file=LLAMA)(changed)
     assert _refused(folder).differences == {
-        f"{LLAMA}:LlamaRMSNorm": "changed in meaning",
+        f"{LLAMA}:LlamaRMSNorm.forward": "changed in meaning",
         f"{LLAMA}:rotate_half": "changed in meaning",
+    }
+
+
+def test_a_name_that_upstream_hands_on_counts(registered: Package, other: Other) -> None:
+    """``from transformers import ...`` says no file."""
+    before = "from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update\n"
+    after = before.replace("ROPE_INIT_FUNCTIONS, ", "") + "from transformers import ROPE_INIT_FUNCTIONS\n"
+    folder = registered(edited((before, after)))
+    changed = other()
+    _works(folder)
+    _start_again()
+    edited(("inv_freq /= factor", "inv_freq *= factor"), file="modeling_rope_utils.py")(changed)
+    assert _refused(folder).differences == {
+        f"modeling_rope_utils.py:_compute_{kind}_rope_parameters": "changed in meaning"
+        for kind in ("linear_scaling", "proportional")
     }
 
 
