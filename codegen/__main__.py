@@ -382,7 +382,7 @@ def bump(
     for target, names in families.items() if verify else ():
         verified[target] = run_verification(target, names, out, time_limit=TIME_LIMIT, jobs=jobs, record=True)
         if not as_json:
-            verified[target].show(as_json)
+            verified[target].show(as_json, as_markdown)
     if as_json:
         plain = {target: one.plain() for target, one in verified.items()}
         rest = {"written": written, "removed": removed, "conflicts": list(prepared.conflicts)}

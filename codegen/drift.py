@@ -18,7 +18,7 @@ from codegen.driver import Compiled
 from codegen.source import Release
 from codegen.targets import TARGETS
 from runtime.fingerprint import spelling
-from runtime.fingerprint.dependence import Place
+from runtime.fingerprint.dependence import Place, compared_elsewhere, together
 from runtime.fingerprint.dependence import Release as Files
 
 
@@ -213,11 +213,18 @@ def _family(before: Side, after: Side, name: str, known: dict[tuple[Place, Place
         for method in sorted(set().union(*used)):
             drift = _between(before, after, (old.path, method), (new.path, method), known)
             compared.append(MethodDrift(method, drift))
-        elsewhere = before.files.imported_by(old.path, used[0]) | after.files.imported_by(new.path, used[1])
-        for path, one in sorted(elsewhere):
-            drift = _between(before, after, (path, one), (path, one), known)
-            changed += [MethodDrift(f"{path}:{one}", drift)] if drift is not Drift.UNCHANGED else []
+        led_to = before.files.parts(ours.imports(used[0])), after.files.parts(theirs.imports(used[1]))
+        meant = compared_elsewhere(after.files, *led_to)
+        changed += [MethodDrift(name, _ELSEWHERE[how]) for name, how in meant.items()]
+        for name in sorted(together(led_to[0]).keys() & together(led_to[1]).keys() - meant.keys()):
+            path, _, one = name.partition(":")
+            if "[" not in one and _between(before, after, (path, one), (path, one), known) is Drift.SPELLING:
+                changed.append(MethodDrift(name, Drift.SPELLING))
+    changed.sort(key=lambda one: one.name)
     return FamilyDrift(name, new.path, _summed_up(compared), tuple(compared), variants, tuple(changed))
+
+
+_ELSEWHERE = {"changed in meaning": Drift.SEMANTIC, "new": Drift.NEW, "gone": Drift.REMOVED}
 
 
 def _between(before: Side, after: Side, old: Place, new: Place, known: dict[tuple[Place, Place], Drift]) -> Drift:

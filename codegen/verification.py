@@ -13,6 +13,7 @@ from codegen import store
 from codegen.acquire import same_version
 from codegen.diagnostics import InputError
 from codegen.emit import coverage, manifest, verified
+from codegen.emit.drift import markdown_table, section
 from codegen.generation import coverage_name
 from codegen.presentation import ERR, OUT
 from codegen.review import coverage_rows
@@ -45,13 +46,33 @@ class Verified:
 
         return as_plain(self.results)
 
-    def show(self, as_json: bool) -> None:
-        """A table, or JSON with one family per line."""
+    def markdown(self) -> str:
+        """A section with a table for the report of a bump; of a family that did not pass it says why."""
+        from runtime.verify.report import measured, one_digit
+
+        shown = measured(self.stages, self.target)
+        rows = [
+            (
+                r.family,
+                r.status.value,
+                f"{sum(case.status.value == 'passed' for case in r.cases)}/{len(r.cases)}",
+                *(one_digit(measure.of(r)) for measure in shown),
+                _note(r),
+            )
+            for r in self.results
+        ]
+        head = ("family", "result", "cases passed", *(measure.title for measure in shown), "note")
+        return "\n" + "\n".join(section(f"Verified: {self.target.name}", markdown_table(head, rows)))
+
+    def show(self, as_json: bool, as_markdown: bool = False) -> None:
+        """A table, or JSON with one family per line, or a section of markdown."""
         from runtime.verify.report import summary, table
         from runtime.verify.results import to_json
 
         if as_json:
             sys.stdout.write(to_json(self.results))
+        elif as_markdown:
+            sys.stdout.write(self.markdown())
         else:
             OUT.print(table(self.results, self.stages, self.target))
             OUT.print(summary(self.results))
@@ -178,16 +199,21 @@ def _record(results: Sequence[FamilyResult], target: Target, scope: str, out: Pa
 
 
 def _of(result: FamilyResult, target: Target, output: str, scope: str) -> verified.Record:
-    bad = [c for c in result.cases if c.status.value not in ("passed", "upstream refuses")]
-    note = "; ".join(f"{c.case}: {c.message}" for c in bad[:3]) or (
-        result.message if result.status.value != "passed" else ""
-    )
     ran = sum(1 for c in result.cases if c.status.value == "passed")
     return verified.Record(
         output,
         result.status.value == "passed",
         ran,
         {measure.name: error for measure in target.measures if (error := measure.of(result)) is not None},
-        " ".join(note.split())[:200],
+        _note(result),
         scope,
     )
+
+
+def _note(result: FamilyResult) -> str:
+    """Why a family did not pass, in a line; nothing of one that did."""
+    bad = [c for c in result.cases if c.status.value not in ("passed", "upstream refuses")]
+    note = "; ".join(f"{c.case}: {c.message}" for c in bad[:3]) or (
+        result.message if result.status.value != "passed" else ""
+    )
+    return " ".join(note.split())[:200]

@@ -273,7 +273,7 @@ def _rows(path: Path) -> Mapping[str, Mapping[str, Any]]:
         return {
             f"{target}.{row['upstream'].rpartition('/')[2].removesuffix('.py')}": {
                 **row,
-                "imported": [parts.get(digest) for digest in row.get("imported", {}).values()],
+                "imported": {key: parts.get(digest) for key, digest in row.get("imported", {}).items()},
             }
             for target, rows in data["targets"].items()
             for row in rows
@@ -306,7 +306,7 @@ def _differences(module: str, installed: str, upstream: Path, models: Path | Non
 
     tree = _tree(module)
     row = _row(module, tree)
-    if tree.scheme != SCHEME or "methods" not in row or "relied_on" not in row or None in row["imported"]:
+    if tree.scheme != SCHEME or "methods" not in row or "relied_on" not in row or None in row["imported"].values():
         raise ManifestError(
             f"{tree.folder / MANIFEST} was written by another version of regraft, so that {tree.distribution} "
             f"{installed} cannot be compared with {tree.version}; run `regraft generate{_out(tree.folder)}`, or "

@@ -3,7 +3,8 @@ answer, for the runtime, which asks again of the release that is installed, and 
 
 Of its own file that is what `reliance` follows. Of the files that this imports there count
 
-* functions, and module-level values (tables of rotary initialisers or activations, for example);
+* functions, and module-level values; tables (of rotary initialisers or activations, for example) entry by entry, so
+  that one more entry is no difference;
 * classes of other modeling files, and others that have a ``forward`` of their own, with all members;
 * all that these rely on in their file, and on from there only in ``models/``;
 * decorators, by their own text, if they are imported from the file that defines them.
@@ -162,45 +163,38 @@ class Release:
     def __init__(self, text: Callable[[str], str | None]) -> None:
         self._text = text
         self._files: dict[str, File | None] = {}
-        self._reached: dict[Import, frozenset[Place]] = {}
         self._parts: dict[Import, Parts] = {}
-
-    def imported_by(self, path: str, names: Iterable[str]) -> frozenset[Place]:
-        """What definitions of a file depend on in other files; the file must be there."""
-        file = self.file(path)
-        assert file is not None
-        return frozenset(place for one in file.imports(names) for place in self._places(one))
 
     def parts(self, imports: Iterable[Import]) -> dict[str, Parts]:
         """By key what each import leads to, with fingerprints; those that do not count are left out."""
         found = {}
         for one in imports:
             if one not in self._parts:
-                self._parts[one] = {
-                    f"{path}:{name}": self._print(path, name) for path, name in sorted(self._places(one))
-                }
+                self._parts[one] = dict(
+                    part for place in sorted(set(self._follow(one))) for part in self._prints(*place)
+                )
             if self._parts[one]:
                 found[one.key] = self._parts[one]
         return found
 
-    def has(self, place: str) -> bool:
-        """Whether ``file:name`` is in this release."""
-        path, _, name = place.rpartition(":")
-        file = self.file(path)
-        return file is not None and name in file.definitions
+    def has(self, part: str) -> bool:
+        """Whether ``file:name``, or an entry ``file:name[key]``, is in this release."""
+        path, _, name = part.partition(":")
+        file, name = self.file(path), name.partition("[")[0]
+        return file is not None and name in file.definitions and part in dict(self._prints(path, name))
 
-    def _print(self, path: str, name: str) -> str:
+    def _prints(self, path: str, name: str) -> Iterator[tuple[str, str]]:
+        """A definition with its fingerprint; of a table, each entry with its own."""
         file = self.file(path)
         assert file is not None
-        return file.fingerprint(name)
-
-    def _places(self, one: Import) -> frozenset[Place]:
-        """What an import leads to, itself included; nothing where it does not count."""
-        if one not in self._reached:
-            self._reached[one] = frozenset(self._follow(one))
-        return self._reached[one]
+        entries = _entries(file.definitions[name])
+        if not entries:
+            yield f"{path}:{name}", file.fingerprint(name)
+        for key, value in entries:
+            yield f"{path}:{name}[{key!r}]", fingerprint(ast.Assign([ast.Name(name, ast.Store())], value))
 
     def _follow(self, one: Import) -> Iterator[Place]:
+        """What an import leads to, itself included; nothing where it does not count."""
         todo, seen = [one], {one}
         while todo:
             current = todo.pop()
@@ -250,6 +244,17 @@ def _counts(file: File, name: str) -> bool:
     return modeling or users or f"{name}.forward" in file.definitions
 
 
+def _entries(node: ast.stmt) -> list[tuple[object, ast.expr]]:
+    """Of a value that is a table with constant keys."""
+    value = node.value if isinstance(node, ast.Assign | ast.AnnAssign) else None
+    if not isinstance(value, ast.Dict):
+        return []
+    pairs: list[tuple[object, ast.expr]] = [
+        (key.value, item) for key, item in zip(value.keys, value.values, strict=True) if isinstance(key, ast.Constant)
+    ]
+    return pairs if len(pairs) == len(value.keys) else []
+
+
 def digest(parts: Parts) -> str:
     """One digest for all that an import leads to: 16 hex characters."""
     lines = [f"{name} {found}" for name, found in sorted(parts.items())]
@@ -270,7 +275,7 @@ def compared(
     path: str,
     derived: Mapping[str, str],
     relied_on: Mapping[str, str],
-    imported: Iterable[Parts],
+    imported: Mapping[str, Parts],
 ) -> dict[str, str]:
     """What differs in a release from fingerprints that were recorded of another, by name, and how; nothing where it
     means the same.
@@ -279,16 +284,41 @@ def compared(
         path: the upstream file.
         derived: what the variants were derived from, with fingerprints.
         relied_on: what that relies on in the file.
-        imported: what each of the imports of all this leads to in other files.
+        imported: what each of the imports of all this leads to in other files, by key.
     """
     file = release.file(path)
     if file is None:
         return {path: "no such file, or one that does not parse"}
     present = file.relied_on(derived)
     found = _differences({**derived, **relied_on}, present, file.definitions.__contains__)
-    elsewhere = {name: one for parts in imported for name, one in parts.items()}
-    taken = {name: one for parts in release.parts(file.imports(present)).values() for name, one in parts.items()}
-    return found | _differences(elsewhere, taken, release.has)
+    return found | compared_elsewhere(release, imported, release.parts(file.imports(present)))
+
+
+def compared_elsewhere(release: Release, recorded: Mapping[str, Parts], present: Mapping[str, Parts]) -> dict[str, str]:
+    """What differs of imported code, by ``file:name``, and how.
+
+    What is new counts if it is an import that is new, or a member of something that was there. Else a definition names
+    it that differs itself, or an entry that a table has more.
+
+    Args:
+        release: the newer one.
+        recorded: what the imports led to in the older release, by key.
+        present: the same in the newer one.
+    """
+    was, fresh = together(recorded), together({key: present[key] for key in present.keys() - recorded.keys()})
+    found = _differences(was, together(present), release.has)
+    return {name: how for name, how in found.items() if how != "new" or name in fresh or _owner(name) in was}
+
+
+def together(imported: Mapping[str, Parts]) -> Parts:
+    """What all of some imports lead to."""
+    return {name: one for parts in imported.values() for name, one in parts.items()}
+
+
+def _owner(part: str) -> str:
+    """``file:Class`` of ``file:Class.method``, and ``file:name`` of ``file:name#2``."""
+    path, _, name = part.partition(":")
+    return f"{path}:{name.partition('[')[0].partition('#')[0].partition('.')[0]}"
 
 
 def _differences(recorded: Parts, present: Parts, is_there: Callable[[str], bool]) -> dict[str, str]:

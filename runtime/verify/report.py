@@ -11,7 +11,7 @@ from rich.text import Text
 
 from runtime.verify.pool import Event, Finished, Started
 from runtime.verify.results import FamilyResult, Status
-from runtime.verify.targets import Target
+from runtime.verify.targets import Measure, Target
 
 _STYLES = {
     Status.PASSED: "green",
@@ -77,9 +77,14 @@ def _counts(result: FamilyResult) -> str:
     return ", ".join(parts)
 
 
+def measured(stages: Sequence[str], target: Target) -> list[Measure]:
+    """The errors that a table of these stages has, () for all of them."""
+    return [measure for measure in target.measures if not stages or measure.stage in stages]
+
+
 def table(results: Sequence[FamilyResult], stages: Sequence[str], target: Target) -> Table:
     """Families by rows; the largest errors measured in the stages, () for all of them."""
-    shown = [measure for measure in target.measures if not stages or measure.stage in stages]
+    shown = measured(stages, target)
     grid = Table(title="Verification against upstream", title_justify="left")
     grid.add_column("family", no_wrap=True)
     grid.add_column("result", no_wrap=True)
@@ -94,13 +99,14 @@ def table(results: Sequence[FamilyResult], stages: Sequence[str], target: Target
             Text(result.status.value, style=_STYLES[result.status]),
             f"{result.count(Status.PASSED)}/{len(result.cases)}",
             str(result.count(Status.UPSTREAM_REFUSES)),
-            *(_error(measure.of(result)) for measure in shown),
+            *(one_digit(measure.of(result)) for measure in shown),
             f"{result.seconds:.0f}",
         )
     return grid
 
 
-def _error(worst: float | None) -> str:
+def one_digit(worst: float | None) -> str:
+    """An error as tables show it; a dash where nothing was measured."""
     return "-" if worst is None else f"{worst:.0e}"
 
 

@@ -16,6 +16,7 @@ from codegen.discovery import discover
 from codegen.source import installed
 
 HEADS = {"glm": "GlmForCausalLM", "llama": "LlamaForCausalLM", "phi": "PhiForCausalLM"}
+IMPORTED = ("masking_utils.py", "modeling_rope_utils.py", "activations.py", "utils/generic.py")
 PIN = """[project]
 name = "engine"
 version = "1"
@@ -41,7 +42,8 @@ def write_release(root: Path, version: str, heads: Mapping[str, str]) -> Path:
     for family in heads:
         assert known[family].path == modeling(family)
         _write(root / modeling(family), release.text(modeling(family)))
-    _write(root / "masking_utils.py", release.text("masking_utils.py"))
+    for path in IMPORTED:
+        _write(root / path, release.text(path))
     _write(root / "__init__.py", f'__version__ = "{version}"\n')
     _write(root / "models/auto/configuration_auto.py", "SPECIAL_MODEL_TYPE_TO_MODULE_NAME = OrderedDict([])\n")
     pairs = list(heads.items())

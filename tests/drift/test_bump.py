@@ -11,7 +11,7 @@ from bench import CONSTRAINTS, HEADS, PIN, Ended, contents, rewrite, run, write_
 from codegen import store, verification
 from codegen.emit import manifest
 from codegen.verification import Verified
-from runtime.verify.results import FamilyResult, Status
+from runtime.verify.results import CaseResult, Check, FamilyResult, Status, status_of
 from runtime.verify.targets import target_named
 
 DONE, DIFFERENT, UNUSABLE = 0, 1, 2
@@ -237,3 +237,30 @@ def test_what_changed_is_verified(root: Path, status: Status, monkeypatch: pytes
         "--out", root / "project/generated", "--jobs", 1, "--verify",
     )  # fmt: skip
     assert again.code == DONE and len(asked) == 2, "nothing changed, nothing to verify"
+
+
+def test_a_report_in_markdown_ends_with_what_verification_found(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Standard output is the body of a pull request: headings and tables, nothing else."""
+    passed = CaseResult("default", Status.PASSED, (Check("kv", "greedy", Status.PASSED, 2e-6),))
+    failed = CaseResult("window", Status.FAILED, message="logits differ | by\nmuch")
+
+    def verify(target: str, families: Sequence[str], out: Path, **options: object) -> Verified:
+        cases = (passed,) if target == "qeff" else (passed, failed)
+        results = tuple(FamilyResult(name, status_of([c.status for c in cases]), cases) for name in families)
+        return Verified(results, target_named(target), ())
+
+    monkeypatch.setattr(verification, "check_installed", lambda version, out: None)
+    monkeypatch.setattr(verification, "run_verification", verify)
+    done = _bump(root, "--verify", "--markdown")
+    assert done.code == DIFFERENT and "the pin is 2.0.0" in done.err
+    report, *sections = done.out.split("\n\n## Verified: ")
+    assert report.startswith("# transformers 1.0.0 -> 2.0.0\n") and "## Changed in meaning" in report
+    assert sections == [
+        "qeff\n\n| family | result | cases passed | torch error | ONNX Runtime error | note |\n"
+        "|---|---|---|---|---|---|\n| llama | passed | 1/1 | 2e-06 | - |  |",
+        "rmpad\n\n| family | result | cases passed | logits error | loss error | gradient error | isolation error"
+        " | training error | Liger error | note |\n|---|---|---|---|---|---|---|---|---|---|\n"
+        "| llama | failed | 1/2 | - | - | - | - | - | - | window: logits differ \\| by much |\n",
+    ]
+    lines = done.out.splitlines()
+    assert all(not line or line[0] in "#|" for line in lines), "no table of the terminal's in between"

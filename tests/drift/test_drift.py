@@ -9,7 +9,11 @@ import pytest
 from bench import HEADS, Ended, modeling, rewrite, run, write_release
 
 from codegen.drift import Drift
+from codegen.emit import manifest
+from codegen.source import open_release
 from runtime.fingerprint import definitions
+from runtime.fingerprint.dependence import Release as Imports
+from runtime.fingerprint.dependence import compared
 from runtime.fingerprint.reliance import Reliance
 
 SAME, DIFFERENT, UNUSABLE = 0, 1, 2
@@ -119,6 +123,72 @@ def test_a_changed_mask_builder_shows_for_those_who_use_it(new: Path, compare: C
     page = compare(new, "--markdown").out
     assert f"| `{MASKS}:causal_mask_function` | semantic | 2: llama, phi |" in page
     assert f"imported: semantic      {MASKS}:causal_mask_function (2 families)" in compare(new).out
+
+
+def _alter(root: Path, path: str, before: str, after: str) -> None:
+    text = (root / path).read_text("utf-8")
+    assert text.count(before) == 1, before
+    (root / path).write_text(text.replace(before, after), "utf-8")
+
+
+ROTARY = "modeling_rope_utils.py"
+YARN = f"{ROTARY}:_compute_yarn_parameters"
+
+
+def test_a_changed_rotary_initialiser_shows_for_those_who_use_it(new: Path, compare: Compare) -> None:
+    """It is in a table, which is what the modeling files import."""
+    _alter(new, ROTARY, "return 0.1 * mscale * math.log(scale) + 1.0", "return 0.2 * mscale * math.log(scale) + 1.0")
+    done = compare(new, "--json")
+    assert done.code == DIFFERENT
+    for name in ("llama", "phi"):
+        family = _family(done.json, name)
+        assert family["upstream"] == "unchanged" and family["imported"] == {YARN: "semantic"}
+
+
+ALTERED = {
+    "a rotary initialiser": (
+        (ROTARY, "return 0.1 * mscale * math.log(scale) + 1.0", "return 0.2 * mscale * math.log(scale) + 1.0"),
+    ),
+    "a table": (("activations.py", '"gelu": GELUActivation,', '"gelu": NewGELUActivation,'),),
+    "a mask that is gone": ((MASKS, "def create_causal_mask(", "def make_causal_mask("),),
+    "a helper that is new": (
+        (MASKS, "return kv_idx <= q_idx", "return helper(kv_idx, q_idx)"),
+        (MASKS, "def causal_mask_function(", "def helper(a, b):\n    return a < b\n\n\ndef causal_mask_function("),
+    ),
+    "a decorator and a method": (
+        (ROTARY, "def dynamic_rope_update(rope_forward):", "def dynamic_rope_update(rope_forward, early=True):"),
+        (modeling("llama"), "scaling=self.scaling,", ""),
+    ),
+    "what no variant runs": (
+        ("activations.py", '"gelu": GELUActivation,', '"gelu": GELUActivation, "gelu_of_tomorrow": NewActivation,'),
+        ("activations.py", "class GELUActivation(", "class NewActivation(nn.Module): ...\n\n\nclass GELUActivation("),
+        (ROTARY, "class RopeParameters(TypedDict):", "class RopeParameters(TypedDict, total=False):"),
+    ),
+}
+
+
+@pytest.mark.parametrize("edits", ALTERED.values(), ids=list(ALTERED))
+def test_the_runtime_would_name_the_same(
+    new: Path, compare: Compare, trees: Path, edits: tuple[tuple[str, str, str], ...]
+) -> None:
+    """What the manifest recorded, asked of the new release as the import guard does, differs where drift says so."""
+    for edit in edits:
+        _alter(new, *edit)
+    done = compare(new, "--json")
+    written = manifest.read(trees / "generated" / manifest.NAME)
+    assert written is not None
+    for name in ("llama", "phi"):
+        family = _family(done.json, name)
+        imported = family["imported"]
+        assert isinstance(imported, dict)
+        told = {one for one, drift in (_changed(family) | imported).items() if drift != Drift.SPELLING.value}
+        asked: set[str] = set()
+        for target in ("qeff", "rmpad"):
+            row = written.entries[target, modeling(name)].compiled
+            release = Imports(open_release(new).text_if_readable)
+            asked |= compared(release, row.path, dict(row.methods), dict(row.relied_on), dict(row.imported)).keys()
+        assert told == asked
+        assert bool(told) is (edits != ALTERED["what no variant runs"])
 
 
 def test_what_nobody_uses_of_an_imported_file_does_not_show(new: Path, compare: Compare) -> None:

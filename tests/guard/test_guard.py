@@ -23,7 +23,8 @@ GENERATED = Path(guard.__file__).resolve().parents[1] / "generated"
 PATHS = [f"models/{name}/modeling_{name}.py" for name in ("llama", "phi")]
 OTHERS = [
     "masking_utils.py", "modeling_rope_utils.py", "activations.py", "pytorch_utils.py",
-    "utils/generic.py", "utils/output_capturing.py", "modeling_flash_attention_utils.py",
+    "utils/generic.py", "utils/output_capturing.py", "modeling_flash_attention_utils.py", "modeling_utils.py",
+    "processing_utils.py",
 ]  # fmt: skip
 SMALL = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 1, "num_hidden_layers": 1, "vocab_size": 8}
 
@@ -149,7 +150,21 @@ DIFFERENT = [
         "masking_utils.py",
         "return kv_idx <= q_idx",
         "return kv_idx < q_idx",
-        {"masking_utils.py:create_causal_mask": "changed in meaning"},
+        {"masking_utils.py:causal_mask_function": "changed in meaning"},
+    ),
+    (
+        "a rotary initialiser",
+        "modeling_rope_utils.py",
+        "return 0.1 * mscale * math.log(scale) + 1.0",
+        "return 0.2 * mscale * math.log(scale) + 1.0",
+        {"modeling_rope_utils.py:_compute_yarn_parameters": "changed in meaning"},
+    ),
+    (
+        "an activation",
+        "activations.py",
+        "return self.act(input)",
+        "return self.act(-input)",
+        {"activations.py:GELUActivation.forward": "changed in meaning"},
     ),
     (
         "a decorator",
@@ -178,6 +193,12 @@ def test_what_differs_is_named(
         assert part in message
     written = manifest.read(GENERATED / manifest.NAME)
     assert written is not None and f"install transformers=={written.version}" in message
+
+
+def test_what_no_variant_runs_of_an_imported_file_is_no_difference(edit: Edit) -> None:
+    edit("modeling_rope_utils.py", "class RopeParameters(TypedDict):", "class RopeParameters(TypedDict, total=False):")
+    edit("masking_utils.py", "from .cache_utils import Cache", "from .cache_utils import Cache as Cache")
+    check_upstream(LLAMA)
 
 
 def test_a_family_that_did_not_change_works_beside_one_that_did(edit: Edit) -> None:
@@ -315,6 +336,13 @@ def test_a_manifest_damaged_further_down(tree: Path, upstream: Path) -> None:
 def test_a_manifest_of_an_older_regraft(tree: Path, upstream: Path) -> None:
     text = (tree / manifest.NAME).read_text("utf-8")
     (tree / manifest.NAME).write_text(text.replace('fingerprints = "', 'fingerprints = "0.'), "utf-8")
+    with pytest.raises(ManifestError, match=r"another version of regraft.*regraft generate"):
+        check_upstream(MODULE)
+
+
+def test_a_manifest_without_what_imports_lead_to(tree: Path, upstream: Path) -> None:
+    text = (tree / manifest.NAME).read_text("utf-8")
+    (tree / manifest.NAME).write_text(text[: text.index("[parts.")], "utf-8")
     with pytest.raises(ManifestError, match=r"another version of regraft.*regraft generate"):
         check_upstream(MODULE)
 
