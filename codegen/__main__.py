@@ -74,7 +74,7 @@ def generate(
     if tree.own is not None:
         from codegen.own.source import check_place
 
-        check_place(out, tree.written, frozenset(tree.files))
+        check_place(out, tree.own.module, tree.written, frozenset(tree.files))
     if (edited := tree.in_state(FileState.HAND_EDITED)) and not discard_edits:
         raise InputError(
             f"edited by hand: {', '.join(edited)}. Nothing was written. Move the change into a rule,"

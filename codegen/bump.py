@@ -12,7 +12,7 @@ from codegen.diagnostics import InputError
 from codegen.drift import Outcome, Report, Side, compare
 from codegen.emit import manifest
 from codegen.generation import FileState, Tree
-from codegen.source import Release, open_release
+from codegen.source import PACKAGE, Release, open_release
 
 Build = Callable[[Release], Tree]
 
@@ -36,6 +36,10 @@ def endpoints(version: str, root: Path, source: Path | None, base: str | None) -
     written = manifest.read(root / manifest.NAME)
     if written is None:
         raise InputError(f"{root} holds no manifest; run regraft generate")
+    if written.own is not None:
+        raise InputError(
+            f"{root} holds variants of your own models; install {PACKAGE} {version} and generate them again"
+        )
     new = _of(version, open_release(source) if source is not None else acquire(version))
     old = _of(written.version, acquire(base or written.version))
     return old, new

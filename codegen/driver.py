@@ -27,6 +27,7 @@ from codegen.targets import TARGETS
 from codegen.targets.base import Target
 from codegen.upstream import UpstreamModule
 from codegen.verify import checked_text
+from runtime.fingerprint.beside import place
 from runtime.fingerprint.dependence import File, Import, Parts
 from runtime.fingerprint.dependence import Release as Imported
 
@@ -173,7 +174,7 @@ class _Facts:
         self.module = module
         self._known: dict[Heads, FamilyIR | Refused] = {}
         self._switches: dict[tuple[str, ...], tuple[str, ...]] = {}
-        self._file = File(module.path, module.text, module.ast)
+        self._file = File(place(module.package, module.path), module.text, module.ast)
 
     def of(self, heads: Heads) -> FamilyIR:
         """Raises Refused, for every target the same."""

@@ -78,15 +78,19 @@ class Tree:
         return sorted({*gone, *hurt})
 
 
-def select(families: Sequence[Family], names: Iterable[str]) -> list[Family]:
-    """The families named, or all. Raises InputError for a name that upstream's mapping has not, with its neighbours."""
+def select(release: Release, families: Sequence[Family], names: Iterable[str]) -> list[Family]:
+    """Those of a release's families that are named, or all. Raises InputError for a name that upstream's mapping, or
+    the user's folder, has not, with its neighbours."""
     known = {f.model_type: f for f in families}
     chosen = []
     for name in names:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=3)
             hint = f"; did you mean {', '.join(near)}?" if near else ""
-            raise InputError(f"{name} is not a type of upstream's causal-LM mapping{hint}")
+            whose = (
+                "a type of upstream's causal-LM mapping" if release.families is None else f"one of {', '.join(known)}"
+            )
+            raise InputError(f"{name} is not {whose}{hint}")
         chosen.append(known[name])
     return chosen or list(families)
 
@@ -109,7 +113,7 @@ def build(
     unusable input; touches no file.
     """
     families = discover(release)
-    chosen = {f.path for f in select(families, names)}
+    chosen = {f.path for f in select(release, families, names)}
     past = _Past(root, manifest.read(root / manifest.NAME), manifest.compiler_digest())
     own = release.record(root)
     if past.written is not None and (past.written.own is None) != (own is None):

@@ -357,7 +357,7 @@ def rule_reason(rule: str) -> str:
 
 
 def _family(release: Release, name: str) -> Family:
-    return select(discover(release), [name])[0]
+    return select(release, discover(release), [name])[0]
 
 
 def _target(name: str) -> str:

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Mapping
+import shlex
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -38,7 +40,7 @@ class UpstreamChangedError(RuntimeError):
 
     Attributes:
         module: the generated module.
-        upstream: upstream's file, relative to its package.
+        upstream: upstream's file, relative to its package; or the user's, of a package of theirs.
         generated_from, installed: the two releases.
         differences: what differs (``Class.method``, ``Class``, ``function`` or ``value`` of the file, the same after
             ``file:`` for what it imports) and how.
@@ -52,22 +54,26 @@ class UpstreamChangedError(RuntimeError):
         self.differences = dict(differences)
         listed = [f"{name} ({how})" for name, how in list(differences.items())[:SHOWN]]
         more = len(differences) - len(listed)
+        made = "from" if origin.own is None else "for"
+        what = origin.upstream if origin.own is None else f"what {origin.upstream} relies on"
         super().__init__(
-            f"{module} was generated from {origin.distribution} {origin.version}, and {installed} is installed, in "
-            f"which {origin.upstream} differs: {', '.join(listed)}{f' and {more} more' if more else ''}. "
+            f"{module} was generated {made} {origin.distribution} {origin.version}, and {installed} is installed, in "
+            f"which {what} differs: {', '.join(listed)}{f' and {more} more' if more else ''}. "
             f"{_remedy(origin, installed)}"
         )
 
 
 @dataclass(frozen=True)
 class _Tree:
-    """The first lines of a tree's manifest. ``mixed``: some files are of other releases, and say so themselves."""
+    """The first lines of a tree's manifest. ``mixed``: some files are of other releases, and say so themselves;
+    ``own``: the package that the user's models are imported from, for variants of those."""
 
     folder: Path
     distribution: str
     version: str
     mixed: bool
     scheme: str
+    own: str | None
 
 
 @dataclass(frozen=True)
@@ -78,19 +84,29 @@ class _Origin:
     distribution: str
     upstream: str
     version: str
+    own: str | None = None
 
 
-def import_variants(module: str) -> ModuleType:
+def import_variants(module: str, models: Path | None = None) -> ModuleType:
     """Imports a generated module, ``<package>.<target>.<name>``, if the release that is installed allows it.
 
+    Args:
+        models: the folder of the user's modeling file, for variants of a model of theirs.
     Raises:
         UpstreamChangedError: it does not; also if the module cannot be imported with another release.
         ManifestError: the tree has no manifest, or a damaged one.
         ImportError: the module cannot be imported, with the release that it was generated from.
     """
-    check_upstream(module)
-    try:
+    with guarded(module, models):
         return importlib.import_module(module)
+
+
+@contextmanager
+def guarded(module: str, models: Path | None = None) -> Iterator[None]:
+    """Around running a generated module in another way: checks, and raises, as `import_variants` does."""
+    check_upstream(module, models)
+    try:
+        yield
     except ImportError as error:
         origin, installed = _compared(module)
         if origin is None:
@@ -98,9 +114,11 @@ def import_variants(module: str) -> ModuleType:
         raise UpstreamChangedError(module, origin, installed, {"an import": str(error)}) from error
 
 
-def check_upstream(module: str) -> None:
+def check_upstream(module: str, models: Path | None = None) -> None:
     """Compares the release that is installed with the one that a generated module was made from, once per module.
 
+    Args:
+        models: as for `import_variants`.
     Raises:
         UpstreamChangedError: what the variants are derived from or rely on differs in meaning.
         ManifestError: the tree has no manifest, or a damaged one.
@@ -108,7 +126,7 @@ def check_upstream(module: str) -> None:
     origin, installed = _compared(module)
     if origin is None:
         return
-    differences = _differences(module, installed, _package_folder(origin.distribution))
+    differences = _differences(module, installed, _package_folder(origin.distribution), models)
     if differences:
         raise UpstreamChangedError(module, origin, installed, differences)
 
@@ -162,6 +180,9 @@ def same_release(one: str, other: str) -> bool:
 def _remedy(origin: _Origin, installed: str) -> str:
     from packaging.version import InvalidVersion, Version
 
+    if origin.own is not None:
+        command = f"regraft generate{_out(origin.tree)}"
+        return f"Run `{command}` with {installed} installed and verify again, or install {_pin(origin)}"
     try:
         version = Version(installed)
         released = not version.is_devrelease
@@ -171,9 +192,11 @@ def _remedy(origin: _Origin, installed: str) -> str:
     command = f"regraft bump {name}"
     if not released:
         command += f" --source {_package_folder(origin.distribution)}"
-    if origin.tree != _OWN_TREE:
-        command += f" --out {origin.tree}"
-    return f"Run `{command}`, or install {origin.distribution}=={origin.version}"
+    return f"Run `{command}{_out(origin.tree)}`, or install {_pin(origin)}"
+
+
+def _pin(origin: _Origin) -> str:
+    return f"{origin.distribution}=={origin.version}"
 
 
 def _tree(module: str) -> _Tree:
@@ -193,7 +216,9 @@ def _header(package: str) -> _Tree:
     try:
         upstream = data["upstream"]
         scheme = data["compiler"].get("fingerprints", "")
-        return _Tree(path.parent, upstream["distribution"], upstream["version"], upstream.get("mixed", False), scheme)
+        mixed = upstream.get("mixed", False)
+        own = data["own"]["module"] if "own" in data else None
+        return _Tree(path.parent, upstream["distribution"], upstream["version"], mixed, scheme, own)
     except (KeyError, TypeError, AttributeError) as error:
         raise _unusable(path, f"it says no {error}") from None
 
@@ -235,7 +260,7 @@ def _unusable(path: Path, why: str) -> ManifestError:
 
 
 def _out(tree: Path) -> str:
-    return "" if tree == _OWN_TREE else f" --out {tree}"
+    return "" if tree == _OWN_TREE else f" --out {shlex.quote(str(tree))}"
 
 
 @cache
@@ -268,13 +293,15 @@ def _row(module: str, tree: _Tree) -> Mapping[str, Any]:
 
 def _origin(module: str, tree: _Tree) -> _Origin:
     row = _row(module, tree)
-    return _Origin(tree.folder, tree.distribution, row["upstream"], row.get("version", tree.version))
+    return _Origin(tree.folder, tree.distribution, row["upstream"], row.get("version", tree.version), tree.own)
 
 
 @cache
-def _differences(module: str, installed: str, upstream: Path) -> Mapping[str, str]:
-    """What differs in meaning, by name, and how; read from the text of the release that is in a folder."""
+def _differences(module: str, installed: str, upstream: Path, models: Path | None) -> Mapping[str, str]:
+    """What differs in meaning, by name, and how; read from the text of the release that is in a folder, and of the
+    user's models, if it is of those."""
     from runtime.fingerprint import SCHEME
+    from runtime.fingerprint.beside import place
     from runtime.fingerprint.dependence import compared
 
     tree = _tree(module)
@@ -285,7 +312,9 @@ def _differences(module: str, installed: str, upstream: Path) -> Mapping[str, st
             f"{installed} cannot be compared with {tree.version}; run `regraft generate{_out(tree.folder)}`, or "
             f"install {tree.distribution}=={tree.version}"
         )
-    found = compared(_release(upstream), row["upstream"], row["methods"], row["relied_on"], row["imported"])
+    path = row["upstream"] if tree.own is None else place(tree.own, row["upstream"])
+    release = _release(upstream, tree.own, models)
+    found = compared(release, path, row["methods"], row["relied_on"], row["imported"])
     if not found:
         logger.info(
             "%s: %s %s is installed; what the variants need of it means the same as in %s",
@@ -298,10 +327,13 @@ def _differences(module: str, installed: str, upstream: Path) -> Mapping[str, st
 
 
 @cache
-def _release(folder: Path) -> Any:
-    from runtime.fingerprint.dependence import Release
+def _release(folder: Path, own: str | None, models: Path | None) -> Any:
+    from runtime.fingerprint.beside import read
+    from runtime.fingerprint.dependence import BESIDE, Release
 
     def text(path: str) -> str | None:
+        if path.startswith(BESIDE):
+            return None if own is None or models is None else read(own, models, path)
         try:
             return (folder / path).read_text("utf-8")
         except (OSError, UnicodeDecodeError):

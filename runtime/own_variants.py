@@ -19,7 +19,8 @@ from types import CodeType, ModuleType
 from typing import Any
 
 from runtime.fingerprint import text_digest
-from runtime.registration import IMPORTED, Package, registered
+from runtime.guard import check_upstream, guarded, import_variants
+from runtime.registration import IMPORTED, Package, place_of, registered
 
 
 class OtherTextError(LookupError):
@@ -56,13 +57,17 @@ def is_ours(module: str) -> bool:
 
 
 def variants_of(target: str, cls: type) -> ModuleType | None:
-    """The generated module with the variants of a class's modeling file; None if no package has it."""
+    """The generated module with the variants of a class's modeling file; None if no package has it.
+
+    Raises:
+        UpstreamChangedError: they are for another release, in which what they rely on means something else.
+    """
     if not registered():
         return None
     for package in registered():
         generated = package.modules[target].get(cls.__module__)
         if generated is not None and package.loader == IMPORTED:
-            return importlib.import_module(generated)
+            return _imported(package, generated)
     module = sys.modules.get(cls.__module__)
     with _lock:
         found = None if module is None else _package_of(target, module)
@@ -88,6 +93,7 @@ def variants_of_type(target: str, model_type: str, classes: Iterable[type] = ())
             has made.
     Raises:
         OtherTextError: the classes are of another text; or nothing was loaded, or several versions were.
+        UpstreamChangedError: as `variants_of`.
     """
     package = next((p for p in registered() if model_type in p.families[target]), None)
     if package is None:
@@ -102,7 +108,7 @@ def variants_of_type(target: str, model_type: str, classes: Iterable[type] = ())
     if given:
         raise OtherTextError(other_text(package, given[0]))
     if package.loader == IMPORTED:
-        return importlib.import_module(generated)
+        return _imported(package, generated)
     stem = f".{places[0].rpartition('.')[2]}"
     loaded = [m for name, m in list(sys.modules.items()) if name.endswith(stem) and not is_ours(name)]
     fitting = [m for m in loaded if (of := _package_of(target, m)) is not None and of[1] == generated]
@@ -116,13 +122,36 @@ def variants_of_type(target: str, model_type: str, classes: Iterable[type] = ())
     return variants_of(target, first)
 
 
+def check_imported(module: str) -> None:
+    """Compares the release that is installed with the one that a generated module is for, which was imported by its
+    own name.
+
+    Raises:
+        UpstreamChangedError: as `variants_of`.
+    """
+    for package in registered():
+        if package.loader == IMPORTED and module in package.variants:
+            check_upstream(module, _models(package, module))
+
+
+def _imported(package: Package, generated: str) -> ModuleType:
+    """A generated module that derives from classes with one name everywhere."""
+    return import_variants(generated, _models(package, generated))
+
+
+def _models(package: Package, generated: str) -> Path | None:
+    """The folder of the modeling file that a generated module is of."""
+    place = place_of(package, f"{generated.rpartition('.')[2]}.py")
+    return None if place is None else place.parent
+
+
 def other_text(package: Package, cls: type) -> str:
     """Why a class has no variants though its model type is registered."""
     file = getattr(sys.modules.get(cls.__module__), "__file__", None)
     return (
         f"{cls.__module__}.{cls.__name__} is not of the code that {package.name} was generated from:"
         f" {file or 'its file'} is another text, or was loaded again since. Regenerate with"
-        f" `regraft generate --out {package.folder}`, or build the model again"
+        f" `{package.command}`, or build the model again"
     )
 
 
@@ -170,6 +199,12 @@ def _run(name: str, generated: str, package: Package, module: ModuleType) -> Mod
     parent, _, stem = generated.rpartition(".")
     path = str(Path(str(importlib.import_module(parent).__file__)).parent / f"{stem}.py")
     loader = _Redirected(name, path, package.module, module.__name__.rpartition(".")[0])
+    models = Path(str(module.__file__)).parent
+    with guarded(generated, models):
+        return _ran(name, path, loader)
+
+
+def _ran(name: str, path: str, loader: SourceFileLoader) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, path, loader=loader)
     assert spec is not None
     copy = importlib.util.module_from_spec(spec)

@@ -5,11 +5,10 @@ model asks for them. Nothing heavy is imported here.
 """
 
 import importlib
-import importlib.metadata
 import importlib.util
 import os
+import shlex
 import tomllib
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,6 @@ from types import ModuleType
 from typing import Any, cast
 
 from runtime.fingerprint import text_digest
-from runtime.guard import same_release
 
 TARGETS = ("qeff", "rmpad")
 MANIFEST = "MANIFEST.toml"
@@ -53,6 +51,16 @@ class Package:
     def types(self) -> frozenset[str]:
         """Every model type that it tells of."""
         return frozenset(name for table in (self.families, self.refused) for named in table.values() for name in named)
+
+    @property
+    def command(self) -> str:
+        """Generates it again."""
+        return f"regraft generate --out {shlex.quote(str(self.folder))}"
+
+    @property
+    def variants(self) -> frozenset[str]:
+        """Every module of variants that it holds."""
+        return frozenset(name for table in self.modules.values() for name in table.values())
 
 
 _packages: dict[str, Package] = {}
@@ -109,30 +117,23 @@ def _read(name: str) -> Package:
         raise RegistrationError(f"{name} cannot be imported as a package: {error}") from error
     try:
         manifest: dict[str, Any] = tomllib.loads((folder / MANIFEST).read_text("utf-8"))
-        own, version = manifest["own"], manifest["upstream"]["version"]
+        own = manifest["own"]
         indexes = {target: importlib.import_module(f"{name}.{target}") for target in TARGETS}
         package = Package(
             name,
             folder,
             own["module"],
             own["loader"],
-            Path(os.path.normpath(folder / own["folder"])),
+            Path(os.path.normpath(folder.resolve() / own["folder"])),
             own["sources"],
             {target: _absolute(f"{name}.{target}", index.MODULES) for target, index in indexes.items()},
             {target: _absolute(f"{name}.{target}", index.FAMILIES) for target, index in indexes.items()},
             {target: dict(index.REFUSED) for target, index in indexes.items()},
         )
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError, KeyError, ImportError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, ImportError, AttributeError) as error:  # TOML's is a ValueError
         raise RegistrationError(
             f"{name} ({folder}) is not a package that `regraft generate --from` wrote: {type(error).__name__}: {error}"
         ) from error
-    installed = importlib.metadata.version("transformers")
-    if not same_release(installed, version):
-        warnings.warn(
-            f"{name} was generated for transformers {version}, and {installed} is installed; run"
-            f" `regraft generate --out {folder}` and `regraft verify --out {folder}`",
-            stacklevel=3,
-        )
     return package
 
 
@@ -151,16 +152,18 @@ def _shipped_types(target: str) -> frozenset[str]:
 def _check_sources(package: Package) -> None:
     """The modeling files, where they can be found now, are those that the variants were derived from."""
     for file, digest in package.sources.items():
-        place = _place_of(package, file)
+        place = place_of(package, file)
         if place is not None and text_digest(place.read_bytes()) != digest:
-            raise RegistrationError(
-                f"{package.name} is stale: {place} has changed since; run `regraft generate --out {package.folder}`"
-            )
+            raise RegistrationError(f"{package.name} is stale: {place} has changed since; run `{package.command}`")
 
 
-def _place_of(package: Package, file: str) -> Path | None:
+def place_of(package: Package, file: str) -> Path | None:
     """A modeling file. One that is loaded with a checkpoint is looked for where it was compiled from, and need not be
-    there: it is compared when a model of it comes."""
+    there: it is compared when a model of it comes.
+
+    Raises:
+        RegistrationError: it is to be imported, and cannot be.
+    """
     if package.loader != IMPORTED:
         place = package.origin / file
         return place if place.is_file() else None

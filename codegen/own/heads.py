@@ -15,6 +15,7 @@ from typing import Any
 
 from codegen.diagnostics import InputError
 from codegen.discovery import Family
+from codegen.own.import_path import is_name
 
 AUTO_CLASS = "AutoModelForCausalLM"
 HEAD_ENDING = "ForCausalLM"  # by convention, upstream's and everybody's
@@ -39,10 +40,12 @@ class Heads:
 
 @dataclass(frozen=True)
 class _Files:
-    """The Python files of a folder by name, parsed; what is wrong with one is an InputError."""
+    """The Python files of a folder by name, parsed; ``unusable``: those that cannot be, with what is wrong. They count
+    only where something is taken from them: a folder also has scripts."""
 
     folder: Path
     trees: Mapping[str, ast.Module]
+    unusable: Mapping[str, InputError]
 
     @property
     def modeling(self) -> Mapping[str, ast.Module]:
@@ -67,7 +70,7 @@ def find_heads(folder: Path) -> Heads:
     cannot be read."""
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder" if folder.exists() else f"{folder} does not exist")
-    files = _Files(folder, {path.name: _parsed(path) for path in sorted(folder.glob("*.py"))})
+    files = _files(folder)
     if not files.modeling:
         raise InputError(f"{folder} holds no {BEGINNING}<name>.py")
     config = _config(folder)
@@ -87,6 +90,8 @@ def find_heads(folder: Path) -> Heads:
         file = files.file_of(head)
         if file is None:
             raise InputError(f"no {BEGINNING}<name>.py of {folder} defines {head} ({evidence})")
+        if not is_name(stem := file.removesuffix(".py")):
+            raise InputError(f"{folder / file}: {stem!r} is no name of a Python module; rename the file")
         families.append(Family(_model_type(files, file, head, configuration), head, file))
     stated = config.get("model_type")
     if len(families) == 1 and stated is not None and stated != families[0].model_type:
@@ -97,6 +102,19 @@ def find_heads(folder: Path) -> Heads:
     if twice := sorted({t for t in types if types.count(t) > 1}):
         raise InputError(f"two causal LMs of model type {twice[0]!r} in {folder}: {', '.join(h for h, _ in pairs)}")
     return Heads(tuple(sorted(families)), evidence, isinstance(auto_map, dict))
+
+
+def _files(folder: Path) -> _Files:
+    trees: dict[str, ast.Module] = {}
+    unusable: dict[str, InputError] = {}
+    for path in sorted(folder.glob("*.py")):
+        try:
+            trees[path.name] = _parsed(path)
+        except InputError as error:
+            if path.name.startswith(BEGINNING):
+                raise
+            unusable[path.name] = error
+    return _Files(folder, trees, unusable)
 
 
 def _parsed(path: Path) -> ast.Module:
@@ -216,6 +234,8 @@ def _home_of(files: _Files, file: str, name: str) -> str:
     for node in ast.walk(files.trees[file]):
         if isinstance(node, ast.ImportFrom) and name in {a.asname or a.name for a in node.names}:
             home = f"{(node.module or '__init__').rsplit('.', 1)[-1]}.py"
+            if home in files.unusable:
+                raise files.unusable[home]
             if home not in files.trees:
                 where = "." * node.level + (node.module or "")
                 raise InputError(f"{file} imports its configuration {name} from {where}: {files.folder} has no {home}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,10 +11,13 @@ from codegen.diagnostics import InputError, SourceError, Span, damaged
 from codegen.discovery import Family, discover
 from codegen.emit import manifest
 from codegen.own.heads import Heads, find_heads
-from codegen.own.import_path import ImportPath, Loader, import_path, is_name
-from codegen.source import Release
-from runtime.fingerprint import text_digest
+from codegen.own.import_path import DYNAMIC, ImportPath, Loader, import_path, is_name
+from codegen.source import PACKAGE, Release
+from runtime.fingerprint import beside, text_digest
+from runtime.fingerprint.dependence import BESIDE
 
+_TAKEN = sys.stdlib_module_names | {"codegen", "generated", "runtime", "torch", PACKAGE, DYNAMIC}
+"""Packages that variants, or what they import, need by these names."""
 _LEFT_ALONE = frozenset({"__pycache__", ".regraft-commit"})
 
 
@@ -53,6 +57,12 @@ class OwnSource(Release):
             problem = damaged(Span(path), "a readable file", str(error))
             raise SourceError(f"cannot read {place}: {error}", problem) from None
 
+    def text_if_readable(self, path: str) -> str | None:
+        """As upstream's; the user's own files are found beside upstream, see `runtime.fingerprint.beside`."""
+        if path.startswith(BESIDE):
+            return beside.read(self.package, self.folder.resolve(), path)
+        return self.upstream.text_if_readable(path)
+
     def record(self, out: Path) -> manifest.Own:
         """What the manifest under ``out`` says of it."""
         try:
@@ -87,7 +97,7 @@ def open_source(upstream: Release, folder: Path | None, module: str | None, out:
     written = None if out is None else manifest.read(out / manifest.NAME)
     was = None if written is None else written.own
     if out is not None and was is not None:
-        old = Path(os.path.normpath(out / was.folder))
+        old = Path(os.path.normpath(out.resolve() / was.folder))
         if folder is None and not old.is_dir():
             raise InputError(f"{out} was generated from {old}, which is gone; pass --from with its new place")
         folder = folder or old
@@ -97,14 +107,17 @@ def open_source(upstream: Release, folder: Path | None, module: str | None, out:
     return open_own(folder, module, upstream)
 
 
-def check_place(out: Path, owned: frozenset[str], texts: frozenset[str]) -> None:
-    """Whether a package may be written to ``out``. ``owned``: what an earlier run wrote there; ``texts``: what this
-    one would write.
+def check_place(out: Path, module: str, owned: frozenset[str], texts: frozenset[str]) -> None:
+    """Whether a package may be written to ``out``. ``module``: the package that the models are imported from;
+    ``owned``: what an earlier run wrote there; ``texts``: what this one would write.
 
     Raises InputError for a folder with somebody else's files in it, and for one that cannot be a package.
     """
-    if not is_name(out.resolve().name):
-        raise InputError(f"--out {out}: {out.resolve().name!r} is no name of a Python package")
+    name = out.resolve().name
+    if not is_name(name):
+        raise InputError(f"--out {out}: {name!r} is no name of a Python package")
+    if name in {*_TAKEN, module.partition(".")[0]} and not (out.resolve().parent / "__init__.py").exists():
+        raise InputError(f"--out {out}: a package {name!r} is imported from elsewhere; name another folder")
     if not out.exists():
         return
     if not out.is_dir():

@@ -53,6 +53,8 @@ def _snapshot(read: Callable[[str], bytes | None], label: str, remedy: str) -> S
     if content is None:
         raise InputError(f"{label}{manifest.NAME} does not exist; {remedy}")
     remembered = manifest.parse(content, f"{label}{manifest.NAME}")
+    if remembered.own is not None:
+        raise InputError(f"{label} holds variants of your own models, which regraft diff TYPE --from FOLDER shows")
     compiled = []
     edited = set()
     digests: dict[str, dict[str, str]] = {target: {} for target in TARGETS}

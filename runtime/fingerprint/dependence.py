@@ -9,6 +9,9 @@ Of its own file that is what `reliance` follows. Of the files that this imports 
 * all that these rely on in their file, and on from there only in ``models/``;
 * decorators, by their own text, if they are imported from the file that defines them.
 
+Files of the user's, which stand beside upstream (`runtime.fingerprint.beside`), count as those in ``models/`` do, with
+all classes but configurations.
+
 Not counted are other classes (base classes, caches, outputs, configurations), what a file outside of ``models/`` itself
 imports, and what a decorator calls. Between releases these bring questions about the machine (``is_..._available``),
 hooks and hub kernels, and they lead to all of the package within three steps. So the back ends of attention and of
@@ -31,6 +34,9 @@ from runtime.fingerprint.scopes import FUNCTIONS, nested_blocks
 
 DISTRIBUTION = "transformers"
 MODELS = "models/"
+BESIDE = "../"
+"""Begins the path of a file that is not upstream's: another package stands beside it, see `runtime.fingerprint.beside`.
+"""
 
 Place = tuple[str, str]
 """A file's path in the package, and the qualified name of a definition or value in it."""
@@ -139,6 +145,10 @@ class File:
             folder = normpath(join(dirname(self.path), *[".."] * (node.level - 1)))
         elif parts[0] == DISTRIBUTION and len(parts) > 1:
             folder, parts = ".", parts[1:]
+        elif self.path.startswith(BESIDE) and node.module == DISTRIBUTION:
+            folder, parts = ".", ["__init__"]
+        elif self.path.startswith(f"{BESIDE}{parts[0]}/"):
+            folder = BESIDE
         else:
             return None
         return normpath(join(folder, *parts)) + ".py"
@@ -193,7 +203,7 @@ class Release:
                 continue
             names = {name} if current.decorates else file.whole(name)
             yield from ((file.path, inside) for inside in names)
-            if file.path.startswith(MODELS) and not current.decorates:
+            if file.path.startswith((MODELS, BESIDE)) and not current.decorates:
                 new = set(file.imports(names)) - seen
                 seen |= new
                 todo += new
@@ -228,8 +238,10 @@ def _counts(file: File, name: str) -> bool:
     """Whether a definition of another file can change what a variant computes."""
     if not isinstance(file.definitions[name], ast.ClassDef):
         return True
-    modeling = file.path.startswith(MODELS) and file.path.rpartition("/")[2].startswith("modeling_")
-    return modeling or f"{name}.forward" in file.definitions
+    stem = file.path.rpartition("/")[2]
+    modeling = file.path.startswith(MODELS) and stem.startswith("modeling_")
+    users = file.path.startswith(BESIDE) and not stem.startswith("configuration_")
+    return modeling or users or f"{name}.forward" in file.definitions
 
 
 def _entries(node: ast.stmt) -> list[tuple[object, ast.expr]]:

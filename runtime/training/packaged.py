@@ -25,6 +25,7 @@ class PackagedPatches:
         """Keeps a patch of a registered package; False for any other, which is not kept."""
         if self._target is None or not own_variants.is_ours(new.name):
             return False
+        own_variants.check_imported(new.function.__module__)
         patches = self._modules.setdefault(new.function.__module__, {})
         patches.setdefault(model_type, {})[patch_type] = new
         return True

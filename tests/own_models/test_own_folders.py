@@ -40,6 +40,10 @@ def _unlink(file: str) -> Callable[[Path], None]:
     return lambda folder: (folder / file).unlink()
 
 
+def _renamed(file: str, to: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / file).rename(folder / to)
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return own.remote_code(tmp_path / "tarn")
@@ -165,6 +169,7 @@ def test_line_ends_do_not_make_another_text() -> None:
         ),
         (_both(_unlink(CONFIG), _append("\nAutoModelForCausalLM.register(TarnConfig, TarnForCausalLM)\n")), "regist"),
         (_both(_append(SECOND_HEAD)), "auto_map"),
+        (lambda folder: (folder / "convert.py").write_text("print 'of another Python'\n"), "auto_map"),
         (_both(without_auto_map, _append(SECOND_HEAD.replace("OtherForCausalLM", "OtherForScoring"))), "the one class"),
     ],
 )
@@ -193,6 +198,14 @@ def test_the_head_is_found(folder: Path, change: Callable[[Path], object], evide
             "'llama' is one of upstream's own",
         ),
         (edited(("modeling_tarn.TarnForCausalLM", "acme/tarn--modeling_tarn.TarnForCausalLM"), file=CONFIG), "another"),
+        (
+            _both(
+                _renamed(MODELING, "modeling_tarn-2.py"),
+                edited(("modeling_tarn.", "modeling_tarn-2."), file=CONFIG),
+            ),
+            "'modeling_tarn-2' is no name of a Python module",
+        ),
+        (edited(("model_type =", "model_type"), file=CONFIGURATION), "a syntax"),
         (edited(("modeling_tarn.TarnForCausalLM", "modeling_tarn.Tarn"), file=CONFIG), "has no class Tarn"),
         (edited(("modeling_tarn.TarnForCausalLM", "modeling_barn.Tarn"), file=CONFIG), "no modeling_<name>.py of that"),
         (edited(("modeling_tarn.TarnForCausalLM", "TarnForCausalLM"), file=CONFIG), "not <module>.<Class>"),
@@ -267,6 +280,10 @@ def test_unusable_places(folder: Path, tmp_path: Path) -> None:
         (("--out", foreign), "holds files that regraft did not write (mine.py)"),
         (("--out", folder), "did not write"),
         (("--out", tmp_path / "not-a-name"), "is no name of a Python package"),
+        (("--out", tmp_path / "generated"), "'generated' is imported from elsewhere"),
+        (("--out", tmp_path / "torch"), "'torch' is imported from elsewhere"),
+        (("--out", tmp_path / "transformers_modules"), "'transformers_modules' is imported from elsewhere"),
+        (("--module", "tarn", "--out", tmp_path / "other" / "tarn"), "'tarn' is imported from elsewhere"),
         (("--out", folder / CONFIG), "Not a directory"),
         ((), "--from needs --out"),
     ):
@@ -304,6 +321,39 @@ def test_trees_of_upstream_and_of_ones_own_do_not_mix(folder: Path, out: Path) -
     assert done.code == 2 and "holds variants of an upstream release" in done.err
     (out / "MANIFEST.toml").write_bytes(before["MANIFEST.toml"])
     assert own.tree(out) == before
+
+
+def test_places_that_are_links(folder: Path, tmp_path: Path) -> None:
+    """The folder is remembered as seen from where the package is, not from the link."""
+    place = tmp_path / "far" / "away" / "tarn_variants"
+    place.mkdir(parents=True)
+    (tmp_path / "link").symlink_to(place)
+    assert regraft("generate", "--from", f"{folder}/", "--out", tmp_path / "link", "--jobs", 1).code == 0
+    for out in (tmp_path / "link", place):
+        done = regraft("check", "--out", out, "--jobs", 1)
+        assert done.code == 0, done.err
+
+
+def test_a_package_in_the_models_folder(tmp_path: Path) -> None:
+    folder = own.importable(tmp_path / "with space")
+    out = folder / "variants"
+    assert regraft("generate", "--from", folder, "--out", out, "--jobs", 1).code == 0
+    assert regraft("check", "--out", out, "--jobs", 1).code == 0
+    assert "from acme.models.tarn.modeling_tarn import" in (out / "qeff" / MODELING).read_text("utf-8")
+
+
+def test_commands_for_upstreams_tree_say_so(folder: Path, out: Path, tmp_path: Path) -> None:
+    regraft("generate", "--from", folder, "--out", out, "--jobs", 1)
+    before = own.tree(out)
+    for arguments, message in (
+        (("bump", "5.99.0", "--out", out), "install transformers 5.99.0 and generate them again"),
+        (("report", "--tree", out, "--out", tmp_path / "page.html"), "holds variants of your own models"),
+        (("inspect", "llama", "--from", folder), "llama is not one of tarn"),
+        (("generate", "llama", "--out", out), "llama is not one of tarn"),
+    ):
+        done = regraft(*arguments)
+        assert done.code == 2 and message in done.err, done.err
+    assert own.tree(out) == before and not (tmp_path / "page.html").exists()
 
 
 def test_a_folder_that_is_gone(folder: Path, out: Path) -> None:

@@ -3,7 +3,6 @@
 import copy
 import pickle
 import sys
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -172,16 +171,6 @@ def test_what_cannot_be_registered(tmp_path: Path) -> None:
         RegistrationError, match=r"of acme_elsewhere.models.tarn.modeling_tarn, which cannot be imported"
     ):
         runtime.register(_generated(elsewhere, tmp_path / "variants_g"))
-
-
-def test_another_release_is_told_of(tmp_path: Path) -> None:
-    name = _generated(own.remote_code(tmp_path / "tarn"), tmp_path / "variants_h")
-    path = tmp_path / name / "MANIFEST.toml"
-    path.write_text(path.read_text("utf-8").replace('version = "', 'version = "0.'), "utf-8")
-    with warnings.catch_warnings(record=True) as heard:
-        warnings.simplefilter("always")
-        runtime.register(name)
-    assert "was generated for transformers 0." in str(heard[-1].message) and "regraft verify" in str(heard[-1].message)
 
 
 def test_only_the_text_decides(tmp_path: Path) -> None:
