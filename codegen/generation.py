@@ -56,6 +56,11 @@ class Tree:
         """Paths that this or the last generation wrote."""
         return frozenset(self.states)
 
+    @property
+    def is_fresh(self) -> bool:
+        """Whether every file is what would be written."""
+        return all(state is FileState.FRESH for state in self.states.values())
+
     def in_state(self, state: FileState) -> list[str]:
         return [path for path, s in self.states.items() if s is state]
 

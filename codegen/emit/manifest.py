@@ -19,6 +19,7 @@ from typing import Any
 
 import tomlkit
 
+from codegen import store
 from codegen.diagnostics import Diagnostic, InputError, Span
 from codegen.discovery import Family
 from codegen.driver import Compiled
@@ -111,7 +112,9 @@ def compiler_digest() -> str:
 
 
 def read(path: Path) -> Manifest | None:
-    """The manifest, None when there is none. Raises InputError when it is damaged."""
+    """The manifest, None when there is none. Raises InputError when it is damaged, StoreError when its tree is half
+    written."""
+    store.check_whole(path.parent)
     try:
         return parse(path.read_bytes(), str(path))
     except FileNotFoundError:

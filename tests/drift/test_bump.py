@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from codegen.verification import Verified
 from runtime.verify.results import FamilyResult, Status
 from runtime.verify.targets import target_named
 
-DONE, DIFFERENT, UNUSABLE = 0, 1, 2
+DONE, DIFFERENT, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
 NAMES = ("llama", "phi")
 
 
@@ -118,7 +119,7 @@ def test_a_write_that_fails_leaves_everything(root: Path, failing: int, monkeypa
     assert contents(root) == before
 
 
-def test_a_killed_bump_is_undone_by_the_next_command(root: Path) -> None:
+def test_a_killed_bump_is_undone_by_the_next_command_that_writes(root: Path) -> None:
     """The process ends with the pins moved and half of the tree: what a power cut leaves."""
     project = root / "project"
     before = contents(project)
@@ -138,8 +139,44 @@ def test_a_killed_bump_is_undone_by_the_next_command(root: Path) -> None:
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
     assert (project / "pyproject.toml").read_text() != PIN, "the pin had moved"
-    store.plan(project / "generated", {}, ())
+    killed_there = contents(project)
+    tree = project / "generated"
+    readers: tuple[tuple[object, ...], ...] = (
+        ("check", "--source", root / "old", "--out", tree),
+        ("coverage", "--out", tree),
+        ("report", "--source", root / "old", "--tree", tree, "--out", root / "page.html"),
+        ("bump", "2.0.0", "--source", root / "new", "--base", root / "old", "--out", tree, "--dry-run"),
+    )
+    for reader in readers:
+        done = run(*reader)
+        assert done.code == UNUSABLE and "is half written" in done.err, reader
+    assert contents(project) == killed_there, "who only reads mends nothing"
+    assert run("generate", "--source", root / "old", "--out", tree, "--jobs", 1).code == DONE
     assert contents(project) == before
+
+
+def test_a_killed_bump_is_run_again(root: Path) -> None:
+    """What it had put in place is no edit by hand."""
+    out = root / "project/generated"
+    child = os.fork()
+    if child == 0:
+        replace, calls = os.replace, 0
+
+        def few(source: object, target: object) -> None:
+            nonlocal calls
+            calls += 1
+            if calls == 5:  # both pins, the table and the manifest are new, every variant is old
+                os._exit(9)
+            replace(source, target)  # type: ignore[arg-type]
+
+        store.os.replace = few  # type: ignore[assignment]
+        _bump(root)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    written = manifest.parse((out / manifest.NAME).read_bytes(), "")
+    assert written.version == "2.0.0", "the manifest had moved"
+    assert _bump(root).code == DIFFERENT
+    assert run("check", "--source", root / "new", "--out", out, "--jobs", 1).code == DONE
 
 
 @pytest.mark.parametrize(
@@ -237,3 +274,18 @@ def test_what_changed_is_verified(root: Path, status: Status, monkeypatch: pytes
         "--out", root / "project/generated", "--jobs", 1, "--verify",
     )  # fmt: skip
     assert again.code == DONE and len(asked) == 2, "nothing changed, nothing to verify"
+
+
+def test_ctrl_c_while_verifying(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bump is written by then, and what is said of it is true."""
+
+    def interrupted(*_: object, **__: object) -> Verified:
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError("unreachable")
+
+    monkeypatch.setattr(verification, "check_installed", lambda version, out: None)
+    monkeypatch.setattr(verification, "run_verification", interrupted)
+    done = _bump(root, "--verify")
+    assert done.code == INTERRUPTED and "2.0.0 is written, and not all of it is verified" in done.err
+    assert "as it was" not in done.err
+    assert (root / "project/pyproject.toml").read_text() != PIN
