@@ -238,19 +238,29 @@ def _render(
     for one in compiled:
         if one.text is not None:
             files[module_path(one)] = one.text
-    records = verified.read(root / verified.NAME)
-    table = {}
     for target in TARGETS:
-        mine = [c for c in compiled if c.target == target]
-        files[f"{target}/__init__.py"] = index(mine, target, own)
-        digests = {c.path: manifest.digest(c.text) for c in mine if c.text is not None}
-        table[target] = coverage.rows(mine, digests, records.get(target, {}))
+        files[f"{target}/__init__.py"] = index([c for c in compiled if c.target == target], target, own)
     packages = {path: manifest.digest(text) for path, text in files.items() if path.endswith("__init__.py")}
-    files[coverage_name()] = coverage.render(version, table, own)
+    files[coverage_name()] = coverage_page(version, compiled, verified.read(root / verified.NAME), own)
     facts = (version, compiler, compiled, sources, packages, behind, own)
     same = before is not None and before.says(*facts)
     files[manifest.NAME] = before.text if before is not None and same else manifest.render(*facts)
     return files
+
+
+def coverage_page(
+    version: str,
+    compiled: Sequence[Compiled],
+    records: Mapping[str, Mapping[str, verified.Record]],
+    own: manifest.Own | None,
+) -> str:
+    """``COVERAGE.md`` of these texts; ``records`` is what verification found, by target and family."""
+    table = {}
+    for target in TARGETS:
+        mine = [c for c in compiled if c.target == target]
+        digests = {c.path: manifest.digest(c.text) for c in mine if c.text is not None}
+        table[target] = coverage.rows(mine, digests, records.get(target, {}))
+    return coverage.render(version, table, own)
 
 
 def coverage_name() -> str:

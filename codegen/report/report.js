@@ -543,7 +543,7 @@
       h("table", { class: "figures" },
         h("thead", {}, h("tr", {}, h("td"), h("th", { scope: "col" }, "cases"), names.map((n) => h("th", { scope: "col" }, titles[n])))),
         h("tbody", {}, AGAINST && was.errors ? line(`at ${D.before.revision}`, was) : null,
-          shown.errors ? line("now", shown) : h("tr", {}, h("th", { scope: "row" }, "now"), h("td", { colspan: names.length + 1 }, "not verified since the text last changed")))),
+          shown.errors ? line("now", shown) : h("tr", {}, h("th", { scope: "row" }, "now"), h("td", { colspan: names.length + 1 }, "not verified since it or its upstream last changed")))),
       h("p", { class: "meaning" }, D.targets[target].meaning));
   }
 

@@ -10,7 +10,7 @@ import pytest
 from bench import CONSTRAINTS, HEADS, PIN, Ended, contents, rewrite, run, write_release
 
 from codegen import store, verification
-from codegen.emit import manifest
+from codegen.emit import manifest, verified
 from codegen.verification import Verified
 from runtime.verify.results import FamilyResult, Status
 from runtime.verify.targets import target_named
@@ -274,6 +274,37 @@ def test_what_changed_is_verified(root: Path, status: Status, monkeypatch: pytes
         "--out", root / "project/generated", "--jobs", 1, "--verify",
     )  # fmt: skip
     assert again.code == DONE and len(asked) == 2, "nothing changed, nothing to verify"
+
+
+@pytest.mark.parametrize("meaning_changes", [False, True])
+def test_what_was_verified_against_another_meaning_is_not_verified(root: Path, meaning_changes: bool) -> None:
+    """Although the variant's own text is the same."""
+    if meaning_changes:
+        rewrite(root / "new", "phi", ("self.scaling = self.head_dim**-0.5", "self.scaling = self.head_dim**-0.25"))
+    out = root / "project/generated"
+    written = manifest.read(out / manifest.NAME)
+    assert written is not None
+    records: dict[str, dict[str, verified.Record]] = {}
+    for (target, _), entry in written.entries.items():
+        name = entry.compiled.generated[0].model_type
+        records.setdefault(target, {})[name] = verified.Record(entry.output, True, 3)
+    (out / verified.NAME).write_text(verified.render(records))
+    assert run("generate", "--source", root / "old", "--out", out, "--jobs", 1).code == DONE
+    assert "| phi | verified | 3 |" in (out / "COVERAGE.md").read_text()
+    text = (out / "qeff/modeling_phi.py").read_text()
+
+    done = _bump(root, "--json")
+    assert "VERIFIED.toml" in done.json["written"]
+    assert (out / "qeff/modeling_phi.py").read_text() == text
+    kept = [] if meaning_changes else ["phi"]
+    assert {target: sorted(mine) for target, mine in verified.read(out / verified.NAME).items()} == {
+        "qeff": kept,
+        "rmpad": kept,
+    }
+    page = (out / "COVERAGE.md").read_text()
+    assert page.count("| phi | verified | 3 |") == 2 * len(kept)
+    assert page.count("not verified since it or its upstream last changed") == (2 if kept else 4)
+    assert run("check", "--source", root / "new", "--out", out, "--jobs", 1).code == DONE
 
 
 def test_ctrl_c_while_verifying(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
