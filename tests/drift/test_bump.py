@@ -119,10 +119,8 @@ def test_a_write_that_fails_leaves_everything(root: Path, failing: int, monkeypa
     assert contents(root) == before
 
 
-def test_a_killed_bump_is_undone_by_the_next_command_that_writes(root: Path) -> None:
-    """The process ends with the pins moved and half of the tree: what a power cut leaves."""
-    project = root / "project"
-    before = contents(project)
+def _killed(root: Path, replaced: int) -> None:
+    """A bump whose process ends with the pins moved and part of the tree: what a power cut leaves."""
     child = os.fork()
     if child == 0:
         replace, calls = os.replace, 0
@@ -130,7 +128,7 @@ def test_a_killed_bump_is_undone_by_the_next_command_that_writes(root: Path) -> 
         def killed(source: object, target: object) -> None:
             nonlocal calls
             calls += 1
-            if calls == 4:
+            if calls > replaced:
                 os._exit(9)
             replace(source, target)  # type: ignore[arg-type]
 
@@ -138,6 +136,12 @@ def test_a_killed_bump_is_undone_by_the_next_command_that_writes(root: Path) -> 
         _bump(root)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+
+
+def test_a_killed_bump_is_undone_by_the_next_command_that_writes(root: Path) -> None:
+    project = root / "project"
+    before = contents(project)
+    _killed(root, 3)
     assert (project / "pyproject.toml").read_text() != PIN, "the pin had moved"
     killed_there = contents(project)
     tree = project / "generated"
@@ -158,21 +162,7 @@ def test_a_killed_bump_is_undone_by_the_next_command_that_writes(root: Path) -> 
 def test_a_killed_bump_is_run_again(root: Path) -> None:
     """What it had put in place is no edit by hand."""
     out = root / "project/generated"
-    child = os.fork()
-    if child == 0:
-        replace, calls = os.replace, 0
-
-        def few(source: object, target: object) -> None:
-            nonlocal calls
-            calls += 1
-            if calls == 5:  # both pins, the table and the manifest are new, every variant is old
-                os._exit(9)
-            replace(source, target)  # type: ignore[arg-type]
-
-        store.os.replace = few  # type: ignore[assignment]
-        _bump(root)
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    _killed(root, 4)  # both pins, the table and the manifest are new, every variant is old
     written = manifest.parse((out / manifest.NAME).read_bytes(), "")
     assert written.version == "2.0.0", "the manifest had moved"
     assert _bump(root).code == DIFFERENT
