@@ -176,6 +176,8 @@ def test_a_killed_bump_is_run_again(root: Path) -> None:
         ("pyproject.toml", "[project\n", "is damaged"),
         ("pyproject.toml", "[project]\ndependencies = ['transformers>=1']\n", "pins no transformers"),
         ("pyproject.toml", "[tool.x]\n", "pins no transformers"),
+        ("constraints.txt", "a==1\ntransformers==1.0.0 --hash=sha256:ab\n", "constraints.txt:2: the pin has options"),
+        ("constraints.txt", "transformers==1.0.0 \\\n    --hash=sha256:ab\n", "constraints.txt:1: the pin has options"),
         ("generated/qeff/modeling_llama.py", "mine = 1\n", "edited by hand: qeff/modeling_llama.py"),
         ("generated/MANIFEST.toml", None, "holds no manifest"),
     ],
@@ -215,19 +217,30 @@ def test_a_generated_path_never_leaves_the_tree(root: Path, path: str) -> None:
         store.plan(out, {}, (), {f"../{path}": ""})
 
 
-def test_pins_that_do_not_go_with_the_release(root: Path) -> None:
-    """Said, and counted as a difference; which other pin to take is the reader's choice."""
+def _bump_requiring(root: Path, *requires: str) -> Ended:
+    """To a release with metadata, as an unpacked wheel has it."""
     unpacked = root / "unpacked"
     metadata = unpacked / "transformers-2.0.0.dist-info" / "METADATA"
     metadata.parent.mkdir(parents=True)
     (root / "new").rename(unpacked / "transformers")
-    requires = ["torch>=3,<4", "transformers-stream>=1", "tokenizers>9", 'torch>9; extra == "new"']
     lines = ["Metadata-Version: 2.1", "Name: transformers", "Version: 2.0.0"]
     metadata.write_text("\n".join([*lines, *(f"Requires-Dist: {line}" for line in requires)]) + "\n\nText\n")
-    done = run(
+    return run(
         "bump", "2.0.0", "--source", unpacked, "--base", root / "old",
         "--out", root / "project/generated", "--jobs", 1, "--json",
     )  # fmt: skip
+
+
+def test_requirements_that_cannot_be_read(root: Path) -> None:
+    before = contents(root / "project")
+    done = _bump_requiring(root, "torch>=3,<4", "torch >=")
+    assert done.code == UNUSABLE and "what transformers 2.0.0 requires cannot be read" in done.err
+    assert contents(root / "project") == before
+
+
+def test_pins_that_do_not_go_with_the_release(root: Path) -> None:
+    """Said, and counted as a difference; which other pin to take is the reader's choice."""
+    done = _bump_requiring(root, "torch>=3,<4", "transformers-stream>=1", "tokenizers>9", 'torch>9; extra == "new"')
     assert done.code == DIFFERENT
     said = "constraints.txt has torch==2.13.0, and transformers 2.0.0 requires torch<4,>=3"
     assert done.json["conflicts"] == [said]
