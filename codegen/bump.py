@@ -33,6 +33,7 @@ def endpoints(version: str, root: Path, source: Path | None, base: str | None) -
     """
     if as_version(version) is None:
         raise InputError(f"{version} is not a version")
+    store.check_whole(root)
     written = manifest.read(root / manifest.NAME)
     if written is None:
         raise InputError(f"{root} holds no manifest; run regraft generate")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 
+from codegen import store
 from codegen.diagnostics import SOURCE, Diagnostic, InputError, SourceError
 from codegen.discovery import Family, discover
 from codegen.driver import Compiled, compile_files, mask_helpers, with_imported, without_cycles
@@ -111,8 +112,9 @@ def build(
 
     The text of a damaged upstream file stays too, if it is of this release. ``planned`` hears how many files will be
     compiled, ``done`` of each. With ``trust_manifest`` off, everything is compiled again. Raises InputError for
-    unusable input; touches no file.
+    unusable input, StoreError for a half-written tree; touches no file.
     """
+    store.check_whole(root)
     families = discover(release)
     chosen = {f.path for f in select(families, names)}
     past = _Past(root, manifest.read(root / manifest.NAME), manifest.compiler_digest())
