@@ -19,7 +19,7 @@ from codegen.presentation import one_form, print_json, progress, say, show_drift
 from codegen.source import Release
 from codegen.targets import TARGETS
 
-FRESH, DIFFERENT, UNUSABLE = 0, 1, 2
+FRESH, DIFFERENT, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
 
 app = typer.Typer(
     help="Derives inference and training variants of Hugging Face causal LMs from upstream's own source text.",
@@ -68,6 +68,7 @@ def generate(
     ] = None,
 ) -> None:
     """Compile families and write what changed, all of it or nothing."""
+    store.recover(out)
     release = chosen_source(source, own, module, out)
     with progress("compiling", quiet=as_json) as bar:
         tree = build(release, out, families or (), jobs, bar.planned, lambda c: bar.done(c.stem))
@@ -122,22 +123,14 @@ def check(
         release = chosen_source(source, own, None, out)
         tree = build(release, out, (), jobs, bar.planned, lambda c: bar.done(c.stem), trust_manifest=not cold)
     refused = tree.newly_refused()
-    different = {path: state for path, state in tree.states.items() if state is not FileState.FRESH}
     if as_json:
         print_json({path: state.value for path, state in tree.states.items()})
-    elif not different:
-        say(f"{len(tree.states)} files are fresh")
     else:
-        from codegen.presentation import show_diff
+        from codegen.presentation import show_states
 
-        for path, state in different.items():
-            warn(f"{state.value}: {path}")
-            show_diff(out / path, tree.files.get(path, ""), path)
-        say("run: regraft generate" + (f" --out {out}" if out != SHIPPED else ""))
-        if FileState.HAND_EDITED in different.values():
-            say("it stops at hand-edited files: undo the edits, or pass --discard-edits to overwrite them")
+        show_states(tree, out, source)
     tell_refusals(refused)
-    raise typer.Exit(DIFFERENT if different or refused else FRESH)
+    raise typer.Exit(FRESH if tree.is_fresh and not refused else DIFFERENT)
 
 
 @app.command()
@@ -359,6 +352,8 @@ def bump(
         from codegen.verification import check_installed, run_verification
 
         check_installed(version, out)
+    if not dry_run:
+        store.recover(out)
     old, new = endpoints(version, out, source, base)
     prepared = prepare(old, new, out, lambda release: _tree(release, out, jobs, as_json))
     changes = None if dry_run else write(prepared, out)
@@ -380,7 +375,10 @@ def bump(
             say_beside("install that release, then run:\n" + "\n".join(f"  {line}" for line in commands))
     verified = {}
     for target, names in families.items() if verify else ():
-        verified[target] = run_verification(target, names, out, time_limit=TIME_LIMIT, jobs=jobs, record=True)
+        try:
+            verified[target] = run_verification(target, names, out, time_limit=TIME_LIMIT, jobs=jobs, record=True)
+        except _Interrupted:
+            _fail(f"regraft: interrupted; {found.after} is written, and not all of it is verified", INTERRUPTED)
         if not as_json:
             verified[target].show(as_json, as_markdown)
     if as_json:
@@ -418,7 +416,7 @@ def main() -> None:
     except (InputError, Refused, store.StoreError) as error:
         _fail(f"regraft: {error}", UNUSABLE)
     except _Interrupted:
-        _fail("regraft: interrupted; the generated tree is as it was", 130)
+        _fail("regraft: interrupted; the generated tree is as it was", INTERRUPTED)
     except BrokenPipeError:
         sys.stderr.close()
         raise SystemExit(0) from None

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 
+from codegen import store
 from codegen.diagnostics import SOURCE, Diagnostic, InputError, SourceError
 from codegen.discovery import Family, discover
 from codegen.driver import Compiled, compile_files, mask_helpers, with_imported, without_cycles
@@ -55,6 +56,11 @@ class Tree:
     def owned(self) -> frozenset[str]:
         """Paths that this or the last generation wrote."""
         return frozenset(self.states)
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether every file is what would be written."""
+        return all(state is FileState.FRESH for state in self.states.values())
 
     def in_state(self, state: FileState) -> list[str]:
         return [path for path, s in self.states.items() if s is state]
@@ -110,8 +116,9 @@ def build(
 
     The text of a damaged upstream file stays too, if it is of this release. ``planned`` hears how many files will be
     compiled, ``done`` of each. With ``trust_manifest`` off, everything is compiled again. Raises InputError for
-    unusable input; touches no file.
+    unusable input, StoreError for a half-written tree; touches no file.
     """
+    store.check_whole(root)
     families = discover(release)
     chosen = {f.path for f in select(release, families, names)}
     past = _Past(root, manifest.read(root / manifest.NAME), manifest.compiler_digest())
@@ -237,19 +244,29 @@ def _render(
     for one in compiled:
         if one.text is not None:
             files[module_path(one)] = one.text
-    records = verified.read(root / verified.NAME)
-    table = {}
     for target in TARGETS:
-        mine = [c for c in compiled if c.target == target]
-        files[f"{target}/__init__.py"] = index(mine, target, own)
-        digests = {c.path: manifest.digest(c.text) for c in mine if c.text is not None}
-        table[target] = coverage.rows(mine, digests, records.get(target, {}))
+        files[f"{target}/__init__.py"] = index([c for c in compiled if c.target == target], target, own)
     packages = {path: manifest.digest(text) for path, text in files.items() if path.endswith("__init__.py")}
-    files[coverage_name()] = coverage.render(version, table, own)
+    files[coverage_name()] = coverage_page(version, compiled, verified.read(root / verified.NAME), own)
     facts = (version, compiler, compiled, sources, packages, behind, own)
     same = before is not None and before.says(*facts)
     files[manifest.NAME] = before.text if before is not None and same else manifest.render(*facts)
     return files
+
+
+def coverage_page(
+    version: str,
+    compiled: Sequence[Compiled],
+    records: Mapping[str, Mapping[str, verified.Record]],
+    own: manifest.Own | None,
+) -> str:
+    """``COVERAGE.md`` of these texts; ``records`` is what verification found, by target and family."""
+    table = {}
+    for target in TARGETS:
+        mine = [c for c in compiled if c.target == target]
+        digests = {c.path: manifest.digest(c.text) for c in mine if c.text is not None}
+        table[target] = coverage.rows(mine, digests, records.get(target, {}))
+    return coverage.render(version, table, own)
 
 
 def coverage_name() -> str:

@@ -32,13 +32,18 @@ def moved(folder: Path, version: str) -> dict[str, str]:
 def conflicts(folder: Path, release: Release) -> tuple[str, ...]:
     """The lines of ``constraints.txt`` that do not go with what the release itself requires, each as a sentence.
 
-    A source without metadata (a checkout) says nothing of what it requires.
+    A source without metadata (a checkout) says nothing of what it requires. Raises InputError for metadata that cannot
+    be read.
     """
     path = folder / CONSTRAINTS
     if not path.exists():
         return ()
+    try:
+        stated = [Requirement(line) for line in release.requirements]
+    except InvalidRequirement as error:
+        raise InputError(f"what {PACKAGE} {release.version} requires cannot be read: {error}") from None
     required: dict[str, list[Requirement]] = {}
-    for requirement in map(Requirement, release.requirements):
+    for requirement in stated:
         if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
             required.setdefault(canonicalize_name(requirement.name), []).append(requirement)
     found = []
@@ -92,6 +97,11 @@ def _constraints(path: Path, version: str) -> str:
         changed = _pinned(requirement, version)
         if changed is not None:
             lines[index] = line.replace(requirement, changed, 1)
+        elif _pinned(requirement.split(" --")[0].rstrip(" \\"), version) is not None:
+            raise InputError(
+                f"{path}:{index + 1}: the pin has options of pip's behind it (hashes?), which do not go with another"
+                " release; write the file anew for that release, or leave the pin of it to pyproject.toml"
+            )
     return "".join(lines)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from codegen.diagnostics import Diagnostic
     from codegen.drift import Report
     from codegen.emit.coverage import Row
+    from codegen.generation import Tree
     from codegen.review import Explanation, Inspection, RuleFacts
 
 # Without emoji: "modeling_x.py:100:5" is a place, not a picture.
@@ -105,21 +107,40 @@ def progress(label: str, quiet: bool) -> Iterator[Bar]:
         yield Plain()
 
 
-def show_diff(path: Path, wanted: str, label: str) -> None:
+def show_states(tree: Tree, out: Path, source: Path | None) -> None:
+    """Every file that is not fresh with its difference, how many files there are of each state, and what mends them."""
+    from codegen.generation import FileState
+    from codegen.own.choice import SHIPPED
+
+    if tree.is_fresh:
+        say(f"{len(tree.states)} files are fresh")
+        return
+    for path, state in tree.states.items():
+        if state is not FileState.FRESH:
+            warn(f"{state.value}: {path}")
+            _show_diff(out / path, tree.files.get(path, ""), path)
+    numbers = ((state, len(tree.in_state(state))) for state in FileState)
+    say(", ".join(f"{number} {state.value}" for state, number in numbers if number))
+    if tree.before is not None and tree.own is None and tree.before.version != tree.version:
+        say(
+            f"the tree is of transformers {tree.before.version}, and was compared with {tree.version}: install that"
+            f" release or pass it as --source; to move the tree and its pin, run: regraft bump {tree.version}"
+        )
+        return
+    options = (["--out", str(out)] if out != SHIPPED else []) + (["--source", str(source)] if source else [])
+    say(f"run: {shlex.join(['regraft', 'generate', *options])}")
+    if tree.in_state(FileState.HAND_EDITED):
+        say("it stops at hand-edited files: undo the edits, or pass --discard-edits to overwrite them")
+
+
+def _show_diff(path: Path, wanted: str, label: str) -> None:
     """The file on disk against the text the compiler would write."""
+    from rich.text import Text
+
     now = path.read_text("utf-8", errors="replace").splitlines() if path.is_file() else []
     lines = list(difflib.unified_diff(now, wanted.splitlines(), f"on disk/{label}", f"compiled/{label}", lineterm=""))
-    show_diff_text("\n".join(lines[:60] + (["..."] if len(lines) > 60 else [])))
-
-
-def show_diff_text(text: str) -> None:
-    if not OUT.is_terminal:
-        print(text)
-        return
-    from rich.syntax import Syntax
-
-    with OUT.pager(styles=True):
-        OUT.print(Syntax(text, "diff", theme="ansi_dark", background_color="default"))
+    for line in lines[:60] + (["..."] if len(lines) > 60 else []):
+        OUT.print(Text(line, style={"-": "red", "+": "green", "@": "cyan"}.get(line[:1], "")))
 
 
 def show_variants(found: FamilyVariants, pager: bool) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import libcst as cst
 
+from codegen import store
 from codegen.comparison.lineage import WHY
 from codegen.comparison.unified import FamilyVariants
 from codegen.comparison.variants import Written, class_views
@@ -299,6 +300,7 @@ def _squeezed(text: str) -> str:
 
 def coverage_rows(root: Path) -> dict[str, list[Row]]:
     """The coverage table from what is on disk; nothing is compiled. Raises InputError when nothing was generated."""
+    store.check_whole(root)
     remembered = manifest.read(root / manifest.NAME)
     if remembered is None:
         raise InputError(f"{root} holds no manifest; run regraft generate")

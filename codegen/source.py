@@ -171,12 +171,17 @@ def _folder_metadata(root: Path) -> tuple[str, tuple[str, ...]]:
     """A package states its version as ``__version__ = "..."`` in ``__init__.py``; an unpacked wheel has its metadata
     beside it."""
     for dist_info in sorted(root.parent.glob(f"{PACKAGE}-*.dist-info/METADATA")):
-        return _metadata(dist_info.read_text("utf-8"), dist_info)
+        try:
+            text = dist_info.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{dist_info}: {error}") from None
+        return _metadata(text, dist_info)
     try:
         tree = ast.parse((root / "__init__.py").read_text("utf-8"))
     except (OSError, SyntaxError, UnicodeDecodeError) as error:
         raise InputError(f"{root / '__init__.py'}: {error}") from None
     for node in tree.body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__version__":
-            return str(ast.literal_eval(node.value)), ()
-    raise InputError(f"{root / '__init__.py'} states no __version__")
+            if isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+                return node.value.value, ()
+    raise InputError(f'{root / "__init__.py"} states no __version__ (a text, as in __version__ = "1.0.0")')

@@ -151,6 +151,16 @@ def recover(root: Path) -> bool:
         return _recover_locked(root)
 
 
+def check_whole(root: Path) -> None:
+    """Raises StoreError for a tree that a killed commit left half done, or that one is at work in: whoever read it
+    would take new files for edited ones."""
+    if os.path.lexists(root / STAGING / _JOURNAL):
+        raise StoreError(
+            f"{root} is half written: a run was killed there, or is still at it; the next regraft generate or"
+            " regraft bump puts back what was there"
+        )
+
+
 # ---------------------------------------------------------------------------------------------------------- changes
 
 

@@ -192,7 +192,7 @@ def _record(results: Sequence[FamilyResult], target: Target, scope: str, out: Pa
                 mine[result.family] = new
     for gone in set(mine) - set(outputs):
         del mine[gone]
-    text = verified.render("regraft verify --all --record --target TARGET", records)
+    text = verified.render(records)
     store.commit(out, store.plan(out, {verified.NAME: text}, ()))
     page = coverage.render(remembered.version, coverage_rows(out), remembered.own)
     store.commit(out, store.plan(out, {coverage_name(): page}, ()))

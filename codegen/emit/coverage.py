@@ -16,7 +16,7 @@ class State(Enum):
     VERIFIED = "verified"  # every case passed all stages with the text that is on disk
     DEFAULT = "default verified"  # the default configuration passed all stages; its other cases were not run
     FAILED = "failed"  # verified, and some case did not pass
-    GENERATED = "generated"  # not verified since its text last changed
+    GENERATED = "generated"  # not verified since it or its upstream last changed
     REFUSED = "refused"
 
 
@@ -47,7 +47,9 @@ def rows(compiled: Sequence[Compiled], digests: Mapping[str, str], records: Mapp
         for family in one.generated:
             record = records.get(family.model_type)
             if record is None or record.output != digests.get(one.path):
-                result.append(Row(family.model_type, State.GENERATED, "not verified since its text last changed"))
+                result.append(
+                    Row(family.model_type, State.GENERATED, "not verified since it or its upstream last changed")
+                )
             else:
                 passed = State.VERIFIED if record.scope == "all" else State.DEFAULT
                 state = passed if record.passed else State.FAILED

@@ -93,11 +93,11 @@ def _record(row: Mapping[str, Any], known: Errors) -> Record:
     return Record(errors=errors, **{name: value for name, value in row.items() if name not in known.titles})
 
 
-def render(command: str, records: Mapping[str, Mapping[str, Record]]) -> str:
-    """The file's text; ``command`` is what produced the latest records."""
+def render(records: Mapping[str, Mapping[str, Record]]) -> str:
+    """The file's text."""
     document = tomlkit.document()
     document.add(tomlkit.comment("Written by regraft verify. Do not edit: verify again."))
-    document.add("command", command)
+    document.add("command", "regraft verify --all --record --target TARGET")
     for target in sorted(records):
         table = tomlkit.table()
         for family in sorted(records[target]):

@@ -79,7 +79,8 @@ def gather(
         done(listed[0].stem)
         for one, view in zip(listed, views, strict=True):
             numbers[one.target, one.path] = len(files)
-            files.append(_file(encoder, one, view, module_path(one) in tree.edited))
+            was = old.get((one.target, one.path)) or ""
+            files.append(_file(encoder, one, was, view, module_path(one) in tree.edited))
     drift = _drift(tree, release, before)
     families = [_family(encoder, tree, release, before, numbers, name, drift.get(name)) for name in _names(tree, drift)]
     upstream = _upstream(encoder, release, before, drift.values()) if before is not None else {}
@@ -143,7 +144,7 @@ def _made_by(classes: Iterable[ClassView]) -> dict[int, tuple[str, ...]]:
     return result
 
 
-def _file(encoder: Encoder, one: Compiled, view: FileView, edited: bool) -> dict[str, Any]:
+def _file(encoder: Encoder, one: Compiled, was: str, view: FileView, edited: bool) -> dict[str, Any]:
     shown = [method for cls in view.classes for method in (*cls.methods, *cls.extra)]
     rows = [row for method in shown for row in method.rows]
     rules = {name for cls in view.classes for name in cls.rules} | {name for row in rows for name in row.by}
@@ -154,7 +155,7 @@ def _file(encoder: Encoder, one: Compiled, view: FileView, edited: bool) -> dict
         "changed": changed_lines(rows),
         "rules": sorted(rules),
         "classes": [_class(encoder, cls) for cls in view.classes],
-        "since": _since(encoder, view.since, one.text or ""),
+        "since": _since(encoder, view.since, was, one.text or ""),
         "sinceChanged": changed_lines(view.since),
     }
 
@@ -176,18 +177,27 @@ def _method(encoder: Encoder, method: MethodView) -> dict[str, Any]:
     return {"name": method.where, "line": method.line, "rows": encoder.rows(method.rows)}
 
 
-def _since(encoder: Encoder, rows: Sequence[Row], text: str) -> list[dict[str, Any]]:
+def _since(encoder: Encoder, rows: Sequence[Row], was: str, text: str) -> list[dict[str, Any]]:
     """The hunks of a generated file, each under the name of what it begins in."""
     if not rows:
         return []
     places = _places(ast.parse(text))
+    old, new = was.split("\n"), text.split("\n")
     result = []
     for hunk in hunks(rows, CONTEXT):
         first = next((r.right.number for r in hunk if r.kind is not Kind.SAME and r.right is not None), 0)
         first = first or next((r.right.number for r in hunk if r.right is not None), 0)
         inside = next((name for start, end, name in places if start <= first <= end), "")
-        result.append({"name": inside, "rows": encoder.rows(hunk)})
+        left = next((r.left.number for r in hunk if r.left is not None), 1)
+        right = next((r.right.number for r in hunk if r.right is not None), 1)
+        quoted = [_is_quoted(old, left), _is_quoted(new, right)]
+        result.append({"name": inside, "quoted": quoted, "rows": encoder.rows(hunk)})
     return result
+
+
+def _is_quoted(lines: Sequence[str], number: int) -> bool:
+    """Whether a line begins inside a docstring, as the page colours it."""
+    return sum(line.count('"""') for line in lines[: number - 1]) % 2 == 1
 
 
 def _places(tree: ast.Module) -> list[tuple[int, int, str]]:
@@ -290,7 +300,7 @@ def _diagnostic(encoder: Encoder, release: Release, one: Diagnostic) -> dict[str
         lines = []
     first, last = max(one.span.line - AROUND, 1), min(one.span.line + AROUND, len(lines))
     if first <= one.span.line <= last:
-        result["line"], result["first"] = one.span.line, first
+        result["line"], result["first"], result["quoted"] = one.span.line, first, _is_quoted(lines, first)
         result["lines"] = [encoder.text(line) for line in lines[first - 1 : last]]
     return result
 

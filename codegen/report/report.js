@@ -392,6 +392,8 @@
   const VALUES = new Set(["None", "True", "False", "self", "cls", "super"]);
   const PIECE = /(#.*)|([rbfuRBFU]{0,2}(?:"""|'''))|([rbfuRBFU]{0,2}"(?:[^"\\]|\\.)*"|[rbfuRBFU]{0,2}'(?:[^'\\]|\\.)*')|(@[\w.]+)|(\d[\w.]*)|([A-Za-z_]\w*)/g;
 
+  const openQuote = (quoted) => ({ quote: quoted ? '"""' : "" });
+
   // What of a line is coloured how; `inside` remembers an open triple quote from line to line.
   function coloured(text, inside) {
     const found = [];
@@ -453,9 +455,9 @@
   }
 
   // Blocks of rows as a table: left, right, and beside each change who made it.
-  function diffTable(blocks, label, titles) {
+  function diffTable(blocks, label, titles, quoted) {
     const body = h("tbody");
-    const inside = [{ quote: "" }, { quote: "" }];
+    const inside = (quoted || [false, false]).map(openQuote);
     const cell = (side, number, line, spans, kind) => [
       h("td", { class: `no ${kind}` }, number ? String(number) : ""),
       h("td", { class: `code ${side ? "right" : "left"} ${kind}` }, number ? code(D.lines[line], spans, inside[side]) : ""),
@@ -521,7 +523,9 @@
 
   const address = (name, target) => `#/${encodeURIComponent(name)}${target ? "/" + target : ""}`;
   function openFamily() {
-    const [, name, target] = location.hash.split("/").map(decodeURIComponent);
+    const [, name, target] = location.hash.split("/").map((part) => {
+      try { return decodeURIComponent(part); } catch { return part; } // an address that was cut off in a message
+    });
     const family = name ? D.families.find((f) => f.name === name) : null;
     return family ? { family, target: TARGETS.includes(target) ? target : view.tab } : null;
   }
@@ -539,7 +543,7 @@
       h("table", { class: "figures" },
         h("thead", {}, h("tr", {}, h("td"), h("th", { scope: "col" }, "cases"), names.map((n) => h("th", { scope: "col" }, titles[n])))),
         h("tbody", {}, AGAINST && was.errors ? line(`at ${D.before.revision}`, was) : null,
-          shown.errors ? line("now", shown) : h("tr", {}, h("th", { scope: "row" }, "now"), h("td", { colspan: names.length + 1 }, "not verified since the text last changed")))),
+          shown.errors ? line("now", shown) : h("tr", {}, h("th", { scope: "row" }, "now"), h("td", { colspan: names.length + 1 }, "not verified since it or its upstream last changed")))),
       h("p", { class: "meaning" }, D.targets[target].meaning));
   }
 
@@ -550,7 +554,7 @@
         h("dt", {}, "help"), h("dd", {}, one.help)),
       one.lines ? h("table", { class: "excerpt" }, h("caption", { class: "hidden" }, `Upstream's text around ${one.place}`),
         h("tbody", {}, (() => {
-          const inside = { quote: "" };
+          const inside = openQuote(one.quoted);
           return one.lines.map((line, k) => h("tr", { class: one.first + k === one.line ? "here" : "" },
             h("td", { class: "no" }, String(one.first + k)), h("td", { class: "code" }, code(D.lines[line], [], inside))));
         })())) : null);
@@ -591,7 +595,7 @@
     const titles = [`${file.name} at ${D.before.revision}`, `${file.name} now`, "made by"];
     return h("section", { "aria-labelledby": "since" }, title,
       MOVED && shown.unexplained ? h("p", { class: "warning" }, "The variant changed and no method of upstream did: the compiler did, or what the variant takes from elsewhere.") : null,
-      file.since.map((hunk) => [h("h4", {}, h("code", {}, hunk.name || "outside of classes")), diffTable(hunk.rows, `Change in ${hunk.name}`, titles)]));
+      file.since.map((hunk) => [h("h4", {}, h("code", {}, hunk.name || "outside of classes")), diffTable(hunk.rows, `Change in ${hunk.name}`, titles, hunk.quoted)]));
   }
 
   function classSection(file, cls) {

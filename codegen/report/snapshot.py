@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from codegen import store
 from codegen.diagnostics import InputError
 from codegen.driver import Compiled
 from codegen.emit import coverage, manifest, verified
@@ -30,7 +31,9 @@ class Snapshot:
 
 
 def on_disk(root: Path) -> Snapshot:
-    """The tree under a folder. Raises InputError when there is none, or a file of it is missing or damaged."""
+    """The tree under a folder. Raises InputError when there is none, or a file of it is missing or damaged, StoreError
+    when it is half written."""
+    store.check_whole(root)
 
     def read(path: str) -> bytes | None:
         try:

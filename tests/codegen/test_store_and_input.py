@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import os
+import pydoc
 import shutil
 import signal
 import subprocess
@@ -17,9 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from codegen import __main__ as command
-from codegen import store
+from codegen import presentation, store
 from codegen.emit import manifest
 from codegen.rules.base import Match, Site
 from codegen.rules.qeff.cache_update import CacheUpdate
@@ -472,6 +474,36 @@ def test_an_edit_is_not_lost_when_its_family_goes(bench: Bench, path: str) -> No
     (bench.out / path).write_text("# mine\n")
     with bench.untouched():
         assert bench.generate().code == UNUSABLE
+
+
+def test_what_is_not_fresh_is_counted_and_mended_by_the_command_that_is_named(bench: Bench) -> None:
+    """The command has the options that ``check`` had: without its source it would compile another release."""
+    (bench.out / PHI[0]).write_text("# mine\n")
+    (bench.out / PHI[1]).unlink()
+    checked = bench.check()
+    assert f"1 missing, 1 hand-edited\nrun: regraft generate --out {bench.out} --source {bench.source}\n" in checked.out
+    assert checked.out.count(" fresh, ") == 1 and f"{len(WHOLE) - 2} fresh, 1 missing" in checked.out
+
+
+def test_a_tree_of_another_release_is_told_apart(bench: Bench) -> None:
+    """Each file is named all the same, but ``generate`` would move the tree away from the project's pin."""
+    version = installed().version
+    bench.damage(lambda path: path.write_text('__version__ = "9.8.7"\n'), "__init__.py")
+    checked = bench.check()
+    assert checked.code == DIFFERENT and "stale: MANIFEST.toml" in checked.err
+    assert f"the tree is of transformers {version}, and was compared with 9.8.7" in checked.out
+    assert "run: regraft bump 9.8.7" in checked.out and "regraft generate" not in checked.out.splitlines()[-1]
+
+
+def test_check_shows_differences_on_a_terminal_without_a_pager(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One pager a file, each waiting for a key, would stop a hook."""
+    monkeypatch.setattr(presentation, "OUT", Console(force_terminal=True, highlight=False, soft_wrap=True, width=40))
+    monkeypatch.setattr(pydoc, "pager", lambda text: pytest.fail("a pager was started"))
+    (bench.out / PHI[0]).write_text("# mine, in a line that is a good deal longer than a narrow terminal is wide\n")
+    checked = bench.check()
+    assert checked.code == DIFFERENT
+    gone = "\x1b[31m-# mine, in a line that is a good deal longer than a narrow terminal is wide\x1b[0m"
+    assert gone in checked.out.splitlines()
 
 
 def test_missing_stale_and_orphaned_files(bench: Bench) -> None:

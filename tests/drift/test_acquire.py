@@ -97,3 +97,22 @@ def test_paths(wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     _wheel(wheels, "0.8")
     (tmp_path / "0.8").mkdir()
     assert acquire("0.8").version == "0.8", "a version comes first"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("transformers/__init__.py", b"__version__ = get_version()\n", "states no __version__"),
+        ("transformers/__init__.py", b"__version__ = 5\n", "states no __version__"),
+        ("transformers/__init__.py", b"x = \xff\n", "can't decode"),
+        ("transformers-1.0.0.dist-info/METADATA", b"Version: \xff\n", "can't decode"),
+        ("transformers-1.0.0.dist-info/METADATA", b"Name: transformers\n", "states no version"),
+    ],
+)
+def test_a_folder_that_does_not_say_its_version(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    for path, text in (("transformers/models/auto/modeling_auto.py", b""), (name, content)):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes(text)
+    with pytest.raises(InputError, match=message) as told:
+        acquire(str(tmp_path))
+    assert name in str(told.value)

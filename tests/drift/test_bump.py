@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,12 +10,12 @@ import pytest
 from bench import CONSTRAINTS, HEADS, PIN, Ended, contents, rewrite, run, write_release
 
 from codegen import store, verification
-from codegen.emit import manifest
+from codegen.emit import manifest, verified
 from codegen.verification import Verified
 from runtime.verify.results import CaseResult, Check, FamilyResult, Status, status_of
 from runtime.verify.targets import target_named
 
-DONE, DIFFERENT, UNUSABLE = 0, 1, 2
+DONE, DIFFERENT, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
 NAMES = ("llama", "phi")
 
 
@@ -118,10 +119,8 @@ def test_a_write_that_fails_leaves_everything(root: Path, failing: int, monkeypa
     assert contents(root) == before
 
 
-def test_a_killed_bump_is_undone_by_the_next_command(root: Path) -> None:
-    """The process ends with the pins moved and half of the tree: what a power cut leaves."""
-    project = root / "project"
-    before = contents(project)
+def _killed(root: Path, replaced: int) -> None:
+    """A bump whose process ends with the pins moved and part of the tree: what a power cut leaves."""
     child = os.fork()
     if child == 0:
         replace, calls = os.replace, 0
@@ -129,7 +128,7 @@ def test_a_killed_bump_is_undone_by_the_next_command(root: Path) -> None:
         def killed(source: object, target: object) -> None:
             nonlocal calls
             calls += 1
-            if calls == 4:
+            if calls > replaced:
                 os._exit(9)
             replace(source, target)  # type: ignore[arg-type]
 
@@ -137,9 +136,37 @@ def test_a_killed_bump_is_undone_by_the_next_command(root: Path) -> None:
         _bump(root)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+
+
+def test_a_killed_bump_is_undone_by_the_next_command_that_writes(root: Path) -> None:
+    project = root / "project"
+    before = contents(project)
+    _killed(root, 3)
     assert (project / "pyproject.toml").read_text() != PIN, "the pin had moved"
-    store.plan(project / "generated", {}, ())
+    killed_there = contents(project)
+    tree = project / "generated"
+    readers: tuple[tuple[object, ...], ...] = (
+        ("check", "--source", root / "old", "--out", tree),
+        ("coverage", "--out", tree),
+        ("report", "--source", root / "old", "--tree", tree, "--out", root / "page.html"),
+        ("bump", "2.0.0", "--source", root / "new", "--base", root / "old", "--out", tree, "--dry-run"),
+    )
+    for reader in readers:
+        done = run(*reader)
+        assert done.code == UNUSABLE and "is half written" in done.err, reader
+    assert contents(project) == killed_there, "who only reads mends nothing"
+    assert run("generate", "--source", root / "old", "--out", tree, "--jobs", 1).code == DONE
     assert contents(project) == before
+
+
+def test_a_killed_bump_is_run_again(root: Path) -> None:
+    """What it had put in place is no edit by hand."""
+    out = root / "project/generated"
+    _killed(root, 4)  # both pins, the table and the manifest are new, every variant is old
+    written = manifest.parse((out / manifest.NAME).read_bytes(), "")
+    assert written.version == "2.0.0", "the manifest had moved"
+    assert _bump(root).code == DIFFERENT
+    assert run("check", "--source", root / "new", "--out", out, "--jobs", 1).code == DONE
 
 
 @pytest.mark.parametrize(
@@ -149,6 +176,8 @@ def test_a_killed_bump_is_undone_by_the_next_command(root: Path) -> None:
         ("pyproject.toml", "[project\n", "is damaged"),
         ("pyproject.toml", "[project]\ndependencies = ['transformers>=1']\n", "pins no transformers"),
         ("pyproject.toml", "[tool.x]\n", "pins no transformers"),
+        ("constraints.txt", "a==1\ntransformers==1.0.0 --hash=sha256:ab\n", "constraints.txt:2: the pin has options"),
+        ("constraints.txt", "transformers==1.0.0 \\\n    --hash=sha256:ab\n", "constraints.txt:1: the pin has options"),
         ("generated/qeff/modeling_llama.py", "mine = 1\n", "edited by hand: qeff/modeling_llama.py"),
         ("generated/MANIFEST.toml", None, "holds no manifest"),
     ],
@@ -188,19 +217,30 @@ def test_a_generated_path_never_leaves_the_tree(root: Path, path: str) -> None:
         store.plan(out, {}, (), {f"../{path}": ""})
 
 
-def test_pins_that_do_not_go_with_the_release(root: Path) -> None:
-    """Said, and counted as a difference; which other pin to take is the reader's choice."""
+def _bump_requiring(root: Path, *requires: str) -> Ended:
+    """To a release with metadata, as an unpacked wheel has it."""
     unpacked = root / "unpacked"
     metadata = unpacked / "transformers-2.0.0.dist-info" / "METADATA"
     metadata.parent.mkdir(parents=True)
     (root / "new").rename(unpacked / "transformers")
-    requires = ["torch>=3,<4", "transformers-stream>=1", "tokenizers>9", 'torch>9; extra == "new"']
     lines = ["Metadata-Version: 2.1", "Name: transformers", "Version: 2.0.0"]
     metadata.write_text("\n".join([*lines, *(f"Requires-Dist: {line}" for line in requires)]) + "\n\nText\n")
-    done = run(
+    return run(
         "bump", "2.0.0", "--source", unpacked, "--base", root / "old",
         "--out", root / "project/generated", "--jobs", 1, "--json",
     )  # fmt: skip
+
+
+def test_requirements_that_cannot_be_read(root: Path) -> None:
+    before = contents(root / "project")
+    done = _bump_requiring(root, "torch>=3,<4", "torch >=")
+    assert done.code == UNUSABLE and "what transformers 2.0.0 requires cannot be read" in done.err
+    assert contents(root / "project") == before
+
+
+def test_pins_that_do_not_go_with_the_release(root: Path) -> None:
+    """Said, and counted as a difference; which other pin to take is the reader's choice."""
+    done = _bump_requiring(root, "torch>=3,<4", "transformers-stream>=1", "tokenizers>9", 'torch>9; extra == "new"')
     assert done.code == DIFFERENT
     said = "constraints.txt has torch==2.13.0, and transformers 2.0.0 requires torch<4,>=3"
     assert done.json["conflicts"] == [said]
@@ -264,3 +304,49 @@ def test_a_report_in_markdown_ends_with_what_verification_found(root: Path, monk
     ]
     lines = done.out.splitlines()
     assert all(not line or line[0] in "#|" for line in lines), "no table of the terminal's in between"
+
+
+@pytest.mark.parametrize("meaning_changes", [False, True])
+def test_what_was_verified_against_another_meaning_is_not_verified(root: Path, meaning_changes: bool) -> None:
+    """Although the variant's own text is the same."""
+    if meaning_changes:
+        rewrite(root / "new", "phi", ("self.scaling = self.head_dim**-0.5", "self.scaling = self.head_dim**-0.25"))
+    out = root / "project/generated"
+    written = manifest.read(out / manifest.NAME)
+    assert written is not None
+    records: dict[str, dict[str, verified.Record]] = {}
+    for (target, _), entry in written.entries.items():
+        name = entry.compiled.generated[0].model_type
+        records.setdefault(target, {})[name] = verified.Record(entry.output, True, 3)
+    (out / verified.NAME).write_text(verified.render(records))
+    assert run("generate", "--source", root / "old", "--out", out, "--jobs", 1).code == DONE
+    assert "| phi | verified | 3 |" in (out / "COVERAGE.md").read_text()
+    text = (out / "qeff/modeling_phi.py").read_text()
+
+    done = _bump(root, "--json")
+    assert "VERIFIED.toml" in done.json["written"]
+    assert (out / "qeff/modeling_phi.py").read_text() == text
+    kept = [] if meaning_changes else ["phi"]
+    assert {target: sorted(mine) for target, mine in verified.read(out / verified.NAME).items()} == {
+        "qeff": kept,
+        "rmpad": kept,
+    }
+    page = (out / "COVERAGE.md").read_text()
+    assert page.count("| phi | verified | 3 |") == 2 * len(kept)
+    assert page.count("not verified since it or its upstream last changed") == (2 if kept else 4)
+    assert run("check", "--source", root / "new", "--out", out, "--jobs", 1).code == DONE
+
+
+def test_ctrl_c_while_verifying(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bump is written by then, and what is said of it is true."""
+
+    def interrupted(*_: object, **__: object) -> Verified:
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError("unreachable")
+
+    monkeypatch.setattr(verification, "check_installed", lambda version, out: None)
+    monkeypatch.setattr(verification, "run_verification", interrupted)
+    done = _bump(root, "--verify")
+    assert done.code == INTERRUPTED and "2.0.0 is written, and not all of it is verified" in done.err
+    assert "as it was" not in done.err
+    assert (root / "project/pyproject.toml").read_text() != PIN

@@ -9,7 +9,11 @@ import pytest
 from bench import modeling, run
 from small_project import HOSTILE, Project, data_of, generate, git, make
 
+from codegen.comparison.rows import compared
+from codegen.comparison.tokens import piece
 from codegen.emit import manifest
+from codegen.report.encoding import Encoder
+from codegen.report.gather import _since
 from codegen.report.page import island, render
 from codegen.targets import TARGETS
 
@@ -115,6 +119,18 @@ def test_a_variant_is_shown_against_what_it_was(against: Any, pristine: Project)
         assert any("scaling=self.scaling," in line for h in file["since"] for line in _text(against, h["rows"], False))
         assert not _family(against, "phi")["targets"][target]["unexplained"]
         assert not against["files"][_family(against, "phi")["targets"][target]["file"]]["since"]
+
+
+def test_a_hunk_that_begins_in_a_docstring_says_so() -> None:
+    """Else the page would take the docstring's end for the beginning of a string."""
+    was = 'class A:\n    """One.\n\n    two\n    three\n    four\n    """\n\n    x = 1\n    y = 2\n    z = 3\n'
+    for now, quoted in (
+        (was.replace("x = 1", "x = 2"), [True, True]),
+        (was.replace("z = 3", "z = 4"), [False, False]),
+        (was.replace("One.", "Two."), [False, False]),
+        (was.replace('    """\n\n    x', '    """\n\n    """More."""\n    x'), [True, True]),
+    ):
+        assert _since(Encoder(), compared(piece(was), piece(now)), was, now)[0]["quoted"] == quoted, now
 
 
 def test_without_a_revision_it_shows_what_is(pristine: Project, tmp_path: Path) -> None:

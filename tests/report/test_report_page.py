@@ -343,6 +343,19 @@ def test_a_refused_family_says_why(tab: Opened, target: str) -> None:
         assert shown.nth(number).locator("tr.here td.code").text_content() == line
 
 
+def test_an_excerpt_that_begins_in_a_docstring(tab: Opened) -> None:
+    """What follows the docstring is code, and coloured so."""
+    tab.go(f"#/{REFUSED}/qeff")
+    excerpt = tab.page.locator("table.excerpt", has=tab.page.locator("td.code", has_text="No need for zeroing")).first
+    assert excerpt.locator("tr", has_text="1. Cached forward").locator(".s").count() == 1
+    assert excerpt.locator("tr.here .k").all_text_contents()[:1] == ["if"]
+
+
+def test_an_address_that_is_cut_off(browser: Browser, whole: Path) -> None:
+    with opened(browser, whole, "#/llama%2") as tab:
+        assert len(tab.rows()) > 150
+
+
 def test_figures(tab: Opened) -> None:
     tab.go("#/llama/qeff")
     (row,) = (row for row in coverage_rows(GENERATED)["qeff"] if row.family == "llama")
@@ -471,10 +484,52 @@ def test_everything_can_be_read(browser: Browser, compared: Path, scheme: Any) -
         found |= tab.page.evaluate(
             CONTRAST, [".code", *code, ".no", ".rule", ".why", ".place", ".button", "h2", "summary"]
         )
-        assert len(found) > 15
+        tab.page.evaluate(
+            """() => {
+              for (const side of ['left', 'right']) for (const kind of 'ksncfdv') {
+                const [line, token] = [document.createElement('p'), document.createElement('span')];
+                line.className = `code ${side}`;
+                token.className = `${kind} em`;
+                line.append(token);
+                document.querySelector('main').append(line);
+              }
+            }"""
+        )
+        found |= tab.page.evaluate(
+            CONTRAST, [f".{side} .{kind}.em" for side in ("left", "right") for kind in "ksncfdv"]
+        )
+        assert len(found) > 30
         assert not {selector: ratio for selector, ratio in found.items() if ratio < 4.5}
         grounds.add(tab.page.evaluate("getComputedStyle(document.body).backgroundColor"))
     assert grounds == {"rgb(255, 255, 255)" if scheme == "light" else "rgb(20, 23, 28)"}
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_what_was_found_can_be_read(tab: Opened, scheme: Any) -> None:
+    """Whatever colour the text has where it is not marked."""
+    tab.page.emulate_media(color_scheme=scheme)
+    style = tab.page.evaluate(
+        "(style => [style.color, style.backgroundColor])(getComputedStyle(document.body, '::highlight(search)'))"
+    )
+    assert style == ["rgb(29, 33, 41)", "rgb(255, 224, 102)"], "dark on light in both schemes"
+
+
+def test_narrow_rows_are_whole(browser: Browser, compared: Path, whole: Path) -> None:
+    """The list is not cut at the right, and a number stands beside its sign, four digits included."""
+    with opened(browser, compared, width=700) as tab:
+        assert "newly refused" in (tab.page.text_content("table.families") or "")
+        assert tab.page.eval_on_selector(".scroll", "box => box.scrollWidth <= box.clientWidth")
+    with opened(browser, whole, "#/bart/qeff", width=700) as tab:
+        numbers = tab.page.eval_on_selector_all(
+            "td.no.gone, td.no.come",
+            """cells => cells.map((cell) => {
+              const text = document.createRange();
+              text.selectNodeContents(cell);
+              return [cell.textContent, text.getBoundingClientRect().top - cell.getBoundingClientRect().top];
+            })""",
+        )
+        assert any(len(number) == 4 for number, _ in numbers)
+        assert all(0 <= below < 9 for _, below in numbers), "on the first line of its cell"
 
 
 @pytest.mark.parametrize("place", ["#/", "#/llama/qeff", f"#/{REFUSED}"])

@@ -63,7 +63,7 @@ def test_records_of_both_targets_in_one_file(tmp_path: Path) -> None:
         "rmpad": {"llama": Record("4567", False, 1, {"logits": 5.6e-7, "grad": 4e-3}, "why", "default")},
     }
     path = tmp_path / verified.NAME
-    path.write_text(verified.render("command", records))
+    path.write_text(verified.render(records))
     assert verified.read(path) == records
     assert 'llama = {output = "0123", passed = true, cases = 2, kv = 1.2e-06, ort = 3.4e-06' in path.read_text()
     state = coverage.State.FAILED
