@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+from collections import Counter
 from collections.abc import Collection
 
 import libcst as cst
@@ -14,6 +16,7 @@ from codegen.upstream import UpstreamModule
 KNOWN = ("update", "get_seq_length", "is_compileable", "get_max_cache_shape")  # the last two say of which kind it is
 CACHES = ("past_key_values", "past_key_value", "layer_past", "cache_params")
 CROSS = {"EncoderDecoderCache", "is_cross_attention"}
+ENCODED = "encoder_hidden_states is not None"
 
 
 def unknown_uses(module: UpstreamModule, classes: tuple[str, ...]) -> list[Diagnostic]:
@@ -25,17 +28,19 @@ def unknown_uses(module: UpstreamModule, classes: tuple[str, ...]) -> list[Diagn
             caches = {p for p in parameters(method.node) if p in CACHES}
             if not caches:
                 continue
+            where = f"{method.owner}.{method.name}"
+            definition = module.definition(where)
+            cross = CROSS | (_cross_flags(definition) if isinstance(definition, ast.FunctionDef) else set())
             skipped = {
                 id(n)
                 for branch in walk(method.node.body)
-                if isinstance(branch, cst.If | cst.IfExp) and _every_name(branch.test) & CROSS
+                if isinstance(branch, cst.If | cst.IfExp) and _every_name(branch.test) & cross
                 for n in walk(branch.body)
             }
             for attribute in find(method.node.body, cst.Attribute):
                 if not (isinstance(attribute.value, cst.Name) and attribute.value.value in caches):
                     continue
                 if attribute.attr.value not in KNOWN and id(attribute) not in skipped:
-                    where = f"{method.owner}.{method.name}"
                     result.setdefault(
                         cls,
                         Diagnostic(
@@ -47,6 +52,19 @@ def unknown_uses(module: UpstreamModule, classes: tuple[str, ...]) -> list[Diagn
                         ),
                     )
     return list(result.values())
+
+
+def _cross_flags(function: ast.FunctionDef) -> set[str]:
+    """Locals that only say whether there is an encoder's output to attend to."""
+    bound = Counter(n.id for n in ast.walk(function) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store))
+    flags = Counter(
+        target.id
+        for line in ast.walk(function)
+        if isinstance(line, ast.Assign) and ast.unparse(line.value) == ENCODED
+        for target in line.targets
+        if isinstance(target, ast.Name)
+    )
+    return {name for name, times in flags.items() if times == bound[name]}
 
 
 def _every_name(test: cst.BaseExpression) -> frozenset[str]:

@@ -21,6 +21,11 @@ class Routing:
         self.permuted: set[str] = set()  # [experts, choices, tokens]
         self.hits: set[str] = set()
 
+    @property
+    def found(self) -> set[str]:
+        """The names that say who chose whom."""
+        return self._masks | self.permuted | self.hits
+
     def problem(self, line: cst.BaseStatement, output: str) -> str | None:
         """Takes in one line; returns it when it says anything else."""
         bound = assignment(line)
@@ -59,18 +64,9 @@ def only_continues(branch: cst.If) -> bool:
     )
 
 
-def finds_hits(value: cst.BaseExpression, known: set[str]) -> bool:
-    """Whether a value is read from what the lines before found."""
-    return bool(names(value) & known)
-
-
-def only_finds_hits(block: cst.With, known: set[str]) -> bool:
-    """Whether a block only binds what is known to be found."""
-    return all(
-        (bound := assignment(s)) is not None and isinstance(bound[0], cst.Name) and bound[0].value in known
-        for s in block.body.body
-        if isinstance(s, cst.BaseStatement)
-    )
+def finds_hits(node: cst.CSTNode, known: set[str]) -> bool:
+    """Whether code reads what the lines before found."""
+    return bool(names(node) & known)
 
 
 def stops_when_empty(branch: cst.If, index: str) -> bool:

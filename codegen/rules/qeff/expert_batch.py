@@ -40,7 +40,6 @@ class ExpertBatch:
         self.hidden: str | None = None
         self.choice_weights: set[str] = set()  # what has a weight for each choice of a token
         self.used: set[str] = set()
-        self.found: set[str] = {"expert_mask", "expert_hit"}
 
     def take(self, line: cst.BaseStatement, out: list[cst.BaseStatement]) -> str | None:
         """Appends the rewritten line; returns what is wrong with it, if anything."""

@@ -6,7 +6,7 @@ import libcst as cst
 
 from codegen.ir import Role
 from codegen.recognize.choice_weights import Origin, origins
-from codegen.recognize.expert_routing import Routing, finds_hits, only_finds_hits, stops_when_empty
+from codegen.recognize.expert_routing import Routing, finds_hits, stops_when_empty
 from codegen.recognize.expert_weights import expert_variable
 from codegen.rules.base import Case, Edit, Edits, Match, NotApplicable, Site
 from codegen.rules.qeff.expert_batch import ExpertBatch
@@ -220,28 +220,29 @@ class CaseExperts:
         routing = Routing(index)
         for line in top[: top.index(loop)]:
             bound = assignment(line)
-            if isinstance(line, cst.With) and only_finds_hits(line, plan.found):
-                problems = [routing.problem(inner, plan.output) for inner in every_statement(line.body)]
-                if any(problems):
-                    return self._refuse(site, line, next(p for p in problems if p))
+            found = routing.found | {plan.output}
+            if isinstance(line, cst.With) and (finds_hits(line, found) or "one_hot" in _calls(line)):
+                for inner in every_statement(line.body):
+                    problem = routing.problem(inner, plan.output)
+                    if problem is not None:
+                        return self._refuse(site, line, problem)
                 edits.append(Edit(line, cst.RemoveFromParent()))
             elif bound is not None and isinstance(bound[0], cst.Name):
-                if bound[0].value == plan.output or finds_hits(bound[1], plan.found) or "one_hot" in _calls(line):
+                if bound[0].value == plan.output or finds_hits(bound[1], found) or "one_hot" in _calls(line):
                     problem = routing.problem(line, plan.output)
                     if problem is not None:
                         return self._refuse(site, line, problem)
                     edits.append(Edit(line, cst.RemoveFromParent()))
-                    plan.found.add(bound[0].value)
             elif isinstance(line, cst.If) and stops_when_empty(line, plan.index):
                 edits.append(Edit(line, cst.RemoveFromParent()))
         if code(loop.iter) not in routing.hits or plan.mask not in routing.permuted:
             return self._refuse(site, loop, f"`for {code(loop.target)} in {code(loop.iter)}`")
         edits.append(Edit(loop, cst.FlattenSentinel(new_lines)))
         for name in sorted(plan.choice_weights):
-            found = origins(site.module, site.family.reachable, site.cls, name)
-            if not found:
+            handed = origins(site.module, site.family.reachable, site.cls, name)
+            if not handed:
                 return self._refuse(site, function, f"no call that hands `{name}` over")
-            spread = next((origin for origin in found if not origin.chosen), None)
+            spread = next((origin for origin in handed if not origin.chosen), None)
             if spread is not None:
                 return self._refuse_weights(site, spread)
         used = {"routed_tokens", "sum_over_choices", *plan.used}
