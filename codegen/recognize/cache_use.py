@@ -16,7 +16,7 @@ from codegen.upstream import UpstreamModule
 KNOWN = ("update", "get_seq_length", "is_compileable", "get_max_cache_shape")  # the last two say of which kind it is
 CACHES = ("past_key_values", "past_key_value", "layer_past", "cache_params")
 CROSS = {"EncoderDecoderCache", "is_cross_attention"}
-ENCODED = "encoder_hidden_states is not None"
+ENCODED = {"encoder_hidden_states is not None", "key_value_states is not None"}
 
 
 def unknown_uses(module: UpstreamModule, classes: tuple[str, ...]) -> list[Diagnostic]:
@@ -60,7 +60,7 @@ def _cross_flags(function: ast.FunctionDef) -> set[str]:
     flags = Counter(
         target.id
         for line in ast.walk(function)
-        if isinstance(line, ast.Assign) and ast.unparse(line.value) == ENCODED
+        if isinstance(line, ast.Assign) and ast.unparse(line.value) in ENCODED
         for target in line.targets
         if isinstance(target, ast.Name)
     )

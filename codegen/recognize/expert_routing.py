@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import libcst as cst
 
-from codegen.syntax import assignment, code, dotted, names, one_line
+from codegen.syntax import assignment, code, dotted, names, one_line, statements
 
 PERMUTED = ".permute(2, 1, 0)"
 _HIT = "torch.greater({}.sum(dim=(-1, -2)), 0).nonzero"
@@ -55,11 +55,11 @@ class Routing:
 
 def only_continues(branch: cst.If) -> bool:
     """``if <tokens>.numel() == 0: continue``, or the same for the sentinel of padding."""
-    lines = [s for s in branch.body.body if isinstance(s, cst.SimpleStatementLine)]
+    lines = statements(branch)
     return (
         branch.orelse is None
         and len(lines) == 1
-        and isinstance(lines[0].body[0], cst.Continue)
+        and code(lines[0]) == "continue"
         and (code(branch.test).endswith(".numel() == 0") or " == self." in code(branch.test))
     )
 

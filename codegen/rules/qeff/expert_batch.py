@@ -49,8 +49,8 @@ class ExpertBatch:
                 return None  # skips an expert nobody chose, or the sentinel of padding: the batch holds neither
             return self._choose(line, out)
         if isinstance(line, cst.With):
-            for inner in line.body.body:
-                problem = self.take(inner, out) if isinstance(inner, cst.BaseStatement) else None
+            for inner in statements(line):
+                problem = self.take(inner, out)
                 if problem is not None:
                     return problem
             return None

@@ -10,7 +10,7 @@ from codegen.recognize.expert_routing import Routing, finds_hits, stops_when_emp
 from codegen.recognize.expert_weights import expert_variable
 from codegen.rules.base import Case, Edit, Edits, Match, NotApplicable, Site
 from codegen.rules.qeff.expert_batch import ExpertBatch
-from codegen.syntax import assignment, code, dotted, every_statement, find, one_line, statement
+from codegen.syntax import assignment, code, dotted, every_statement, find, one_line, statement, statements
 
 SOURCE = "runtime.qeff.experts"
 BLOCK = """
@@ -198,7 +198,7 @@ class CaseExperts:
         function = site.function
         if not isinstance(function.body, cst.IndentedBlock):
             return NotApplicable()
-        top = list(function.body.body)
+        top = statements(function)
         loop = next((s for s in top if isinstance(s, cst.For) and "index_add_" in _calls(s)), None)
         if loop is None or not isinstance(loop.target, cst.Name):
             return NotApplicable()
@@ -208,9 +208,7 @@ class CaseExperts:
         index = hot.args[0].value.value
         plan = ExpertBatch(site, index, expert_variable(loop))
         new_lines: list[cst.BaseStatement] = [statement(f"{plan.expert} = {index}.reshape(-1)")]
-        for line in loop.body.body:
-            if not isinstance(line, cst.BaseStatement):
-                continue
+        for line in statements(loop):
             problem = plan.take(line, new_lines)
             if problem is not None:
                 return self._refuse(site, line, problem)
