@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import libcst as cst
 
-from codegen.syntax import assignment, code, dotted, names, one_line, statements
+from codegen.syntax import assignment, code, dotted, names, one_line, self_attribute, statements
 
 PERMUTED = ".permute(2, 1, 0)"
 _HIT = "torch.greater({}.sum(dim=(-1, -2)), 0).nonzero"
@@ -53,14 +53,26 @@ class Routing:
         return None
 
 
-def only_continues(branch: cst.If) -> bool:
-    """``if <tokens>.numel() == 0: continue``, or the same for the sentinel of padding."""
+def only_continues(branch: cst.If, expert: str) -> bool:
+    """``if <tokens>.numel() == 0: continue``, or ``if expert == self.<number of experts>``: the sentinel of padding."""
     lines = statements(branch)
     return (
         branch.orelse is None
         and len(lines) == 1
         and code(lines[0]) == "continue"
-        and (code(branch.test).endswith(".numel() == 0") or " == self." in code(branch.test))
+        and (code(branch.test).endswith(".numel() == 0") or _is_sentinel(branch.test, expert))
+    )
+
+
+def _is_sentinel(test: cst.BaseExpression, expert: str) -> bool:
+    if not isinstance(test, cst.Comparison) or len(test.comparisons) != 1:
+        return False
+    compared = test.comparisons[0]
+    sides = (test.left, compared.comparator)
+    return (
+        isinstance(compared.operator, cst.Equal)
+        and any(code(side) == expert for side in sides)
+        and any(self_attribute(side) is not None for side in sides)
     )
 
 

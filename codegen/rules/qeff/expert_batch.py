@@ -45,7 +45,7 @@ class ExpertBatch:
         """Appends the rewritten line; returns what is wrong with it, if anything."""
         bound = assignment(line)
         if isinstance(line, cst.If):
-            if only_continues(line):
+            if only_continues(line, self.expert):
                 return None  # skips an expert nobody chose, or the sentinel of padding: the batch holds neither
             return self._choose(line, out)
         if isinstance(line, cst.With):

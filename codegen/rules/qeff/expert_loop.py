@@ -177,6 +177,30 @@ class CaseExperts:
             refuses="for expert_idx in expert_hit[1:]",
         ),
         Case(
+            BLOCK
+            + LOOP.replace(
+                "            pos,",
+                "            if self.padding_expert == expert_idx:\n                continue\n            pos,",
+            ),
+            "CaseExperts.forward",
+            """
+    def forward(self, hidden_states, top_k_index, top_k_weights):
+        expert_idx = top_k_index.reshape(-1)
+        current = expert_linear(routed_tokens(hidden_states, top_k_index), self.up_proj[expert_idx])
+        final_hidden_states = sum_over_choices(current * top_k_weights.reshape(-1, 1), top_k_index)
+        return final_hidden_states
+""",
+        ),
+        Case(
+            BLOCK
+            + LOOP.replace(
+                "            pos,",
+                "            if self.rows == len(hidden_states):\n                continue\n            pos,",
+            ),
+            "CaseExperts.forward",
+            refuses="self.rows == len(hidden_states)",
+        ),
+        Case(
             SPREAD + LOOP,
             "CaseExperts.forward",
             refuses="`torch.zeros_like(scores).scatter_(1, chosen, weights)`",
