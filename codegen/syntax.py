@@ -332,9 +332,21 @@ def keyword_catch_all(function: cst.FunctionDef) -> str | None:
     return None if star is None else star.name.value
 
 
+def says_nothing(line: cst.CSTNode) -> bool:
+    """Whether a line is a remark, a docstring among them, or ``pass``."""
+    if not isinstance(line, cst.SimpleStatementLine):
+        return False
+    return all(
+        isinstance(small, cst.Pass) or (isinstance(small, cst.Expr) and isinstance(small.value, cst.BaseString))
+        for small in line.body
+    )
+
+
 def statements(function: cst.FunctionDef | cst.If | cst.For | cst.With | cst.Else) -> list[cst.BaseStatement]:
+    """The statements of a block, without those that say nothing."""
     body = function.body
-    return [s for s in body.body if isinstance(s, cst.BaseStatement)] if isinstance(body, cst.IndentedBlock) else []
+    lines = body.body if isinstance(body, cst.IndentedBlock) else ()
+    return [s for s in lines if isinstance(s, cst.BaseStatement) and not says_nothing(s)]
 
 
 # Where a statement can hold others; expressions never do.
@@ -342,7 +354,9 @@ _SUITES = ("body", "orelse", "handlers", "finalbody", "cases")
 
 
 def every_statement(node: cst.CSTNode) -> Iterator[cst.BaseStatement]:
-    """All statements of a node, itself and nested ones too, in source order."""
+    """All statements of a node but those that say nothing, itself and nested ones too, in source order."""
+    if says_nothing(node):
+        return
     if _is_a(type(node), cst.BaseStatement):
         yield node  # type: ignore[misc]
         if isinstance(node, cst.SimpleStatementLine):

@@ -185,6 +185,9 @@ class UpstreamModule:
         if isinstance(value, cst.IfExp):
             if dotted(value.test) == CROSS_FLAG:
                 return self._class_names(value.orelse)  # a causal LM alone has nothing to cross-attend to
+            if isinstance(value.test, cst.UnaryOperation) and isinstance(value.test.operator, cst.Not):
+                if dotted(value.test.expression) == CROSS_FLAG:
+                    return self._class_names(value.body)
             return (*self._class_names(value.body), *self._class_names(value.orelse))
         label = dotted(value)
         return (label,) if label is not None and label in self.classes else ()

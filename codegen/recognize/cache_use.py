@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import ast
+from collections import Counter
 from collections.abc import Collection
 
 import libcst as cst
 
 from codegen.diagnostics import Diagnostic
 from codegen.recognize.carriers import bound_by_loops, called_attribute
-from codegen.syntax import code, find, names, parameters, walk
+from codegen.syntax import code, find, parameters, walk
 from codegen.upstream import UpstreamModule
 
 KNOWN = ("update", "get_seq_length", "is_compileable", "get_max_cache_shape")  # the last two say of which kind it is
 CACHES = ("past_key_values", "past_key_value", "layer_past", "cache_params")
-CROSS = {"EncoderDecoderCache", "is_cross_attention"}
+ENCODER_CACHE = "EncoderDecoderCache"
+CROSS = {"is_cross_attention"}
+ENCODED = {"encoder_hidden_states is not None", "key_value_states is not None"}
 
 
 def unknown_uses(module: UpstreamModule, classes: tuple[str, ...]) -> list[Diagnostic]:
@@ -25,17 +29,19 @@ def unknown_uses(module: UpstreamModule, classes: tuple[str, ...]) -> list[Diagn
             caches = {p for p in parameters(method.node) if p in CACHES}
             if not caches:
                 continue
+            where = f"{method.owner}.{method.name}"
+            definition = module.definition(where)
+            cross = CROSS | (_cross_flags(definition) if isinstance(definition, ast.FunctionDef) else set())
             skipped = {
                 id(n)
                 for branch in walk(method.node.body)
-                if isinstance(branch, cst.If | cst.IfExp) and _every_name(branch.test) & CROSS
-                for n in walk(branch.body)
+                if isinstance(branch, cst.If | cst.IfExp) and (side := _skipped(branch, cross)) is not None
+                for n in walk(side)
             }
             for attribute in find(method.node.body, cst.Attribute):
                 if not (isinstance(attribute.value, cst.Name) and attribute.value.value in caches):
                     continue
                 if attribute.attr.value not in KNOWN and id(attribute) not in skipped:
-                    where = f"{method.owner}.{method.name}"
                     result.setdefault(
                         cls,
                         Diagnostic(
@@ -49,9 +55,41 @@ def unknown_uses(module: UpstreamModule, classes: tuple[str, ...]) -> list[Diagn
     return list(result.values())
 
 
-def _every_name(test: cst.BaseExpression) -> frozenset[str]:
-    """Bare names and attribute names: ``self.is_cross_attention`` counts like ``is_cross_attention``."""
-    return names(test) | {a.attr.value for a in find(test, cst.Attribute)}
+def _cross_flags(function: ast.FunctionDef) -> set[str]:
+    """Locals that only say whether there is an encoder's output to attend to."""
+    bound = Counter(n.id for n in ast.walk(function) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store))
+    flags = Counter(
+        target.id
+        for line in ast.walk(function)
+        if isinstance(line, ast.Assign) and ast.unparse(line.value) in ENCODED
+        for target in line.targets
+        if isinstance(target, ast.Name)
+    )
+    return {name for name, times in flags.items() if times == bound[name]}
+
+
+def _skipped(branch: cst.If | cst.IfExp, cross: Collection[str]) -> cst.CSTNode | None:
+    """The side of a branch that does not run when nothing crosses over to an encoder."""
+    if _holds(branch.test, cross) is False:
+        return branch.body
+    return branch.orelse if _holds(branch.test, cross) is True else None
+
+
+def _holds(test: cst.BaseExpression, cross: Collection[str]) -> bool | None:
+    """Whether a test holds when nothing crosses over; None where that does not follow from the names in ``cross``."""
+    if isinstance(test, cst.UnaryOperation) and isinstance(test.operator, cst.Not):
+        inner = _holds(test.expression, cross)
+        return None if inner is None else not inner
+    if isinstance(test, cst.BooleanOperation):
+        decided = isinstance(test.operator, cst.Or)
+        sides = (_holds(test.left, cross), _holds(test.right, cross))
+        if decided in sides:
+            return decided
+        return None if None in sides else not decided
+    if isinstance(test, cst.Call) and code(test.func) == "isinstance" and len(test.args) == 2:
+        return False if code(test.args[1].value) == ENCODER_CACHE else None
+    name = test.attr.value if isinstance(test, cst.Attribute) else code(test)
+    return False if name in cross else None
 
 
 def unknown_receivers(module: UpstreamModule, carriers: Collection[str]) -> list[Diagnostic]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import libcst as cst
 
-from codegen.syntax import assignment, code, dotted, names, one_line
+from codegen.syntax import assignment, code, dotted, names, one_line, self_attribute, statements
 
 PERMUTED = ".permute(2, 1, 0)"
 _HIT = "torch.greater({}.sum(dim=(-1, -2)), 0).nonzero"
@@ -20,6 +20,11 @@ class Routing:
         self._masks: set[str] = set()  # [tokens, choices, experts]
         self.permuted: set[str] = set()  # [experts, choices, tokens]
         self.hits: set[str] = set()
+
+    @property
+    def found(self) -> set[str]:
+        """The names that say who chose whom."""
+        return self._masks | self.permuted | self.hits
 
     def problem(self, line: cst.BaseStatement, output: str) -> str | None:
         """Takes in one line; returns it when it says anything else."""
@@ -48,29 +53,32 @@ class Routing:
         return None
 
 
-def only_continues(branch: cst.If) -> bool:
-    """``if <tokens>.numel() == 0: continue``, or the same for the sentinel of padding."""
-    lines = [s for s in branch.body.body if isinstance(s, cst.SimpleStatementLine)]
+def only_continues(branch: cst.If, expert: str) -> bool:
+    """``if <tokens>.numel() == 0: continue``, or ``if expert == self.<number of experts>``: the sentinel of padding."""
+    lines = statements(branch)
     return (
         branch.orelse is None
         and len(lines) == 1
-        and isinstance(lines[0].body[0], cst.Continue)
-        and (code(branch.test).endswith(".numel() == 0") or " == self." in code(branch.test))
+        and code(lines[0]) == "continue"
+        and (code(branch.test).endswith(".numel() == 0") or _is_sentinel(branch.test, expert))
     )
 
 
-def finds_hits(value: cst.BaseExpression, known: set[str]) -> bool:
-    """Whether a value is read from what the lines before found."""
-    return bool(names(value) & known)
-
-
-def only_finds_hits(block: cst.With, known: set[str]) -> bool:
-    """Whether a block only binds what is known to be found."""
-    return all(
-        (bound := assignment(s)) is not None and isinstance(bound[0], cst.Name) and bound[0].value in known
-        for s in block.body.body
-        if isinstance(s, cst.BaseStatement)
+def _is_sentinel(test: cst.BaseExpression, expert: str) -> bool:
+    if not isinstance(test, cst.Comparison) or len(test.comparisons) != 1:
+        return False
+    compared = test.comparisons[0]
+    sides = (test.left, compared.comparator)
+    return (
+        isinstance(compared.operator, cst.Equal)
+        and any(code(side) == expert for side in sides)
+        and any(self_attribute(side) is not None for side in sides)
     )
+
+
+def finds_hits(node: cst.CSTNode, known: set[str]) -> bool:
+    """Whether code reads what the lines before found."""
+    return bool(names(node) & known)
 
 
 def stops_when_empty(branch: cst.If, index: str) -> bool:

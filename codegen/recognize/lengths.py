@@ -40,6 +40,11 @@ class Lengths:
         else:
             self.other.add(target)
 
+    def forget(self, target: str) -> None:
+        """Notes that a name holds nothing any more that depends on a length."""
+        for names in (self.seen, self.keys, self.positions, self.other):
+            names.discard(target)
+
     def read_in(self, node: cst.CSTNode) -> bool:
         """Whether the code below the node asks for the cache's length, or reads a name that depends on it."""
         counted = self.names

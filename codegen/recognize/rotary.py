@@ -17,8 +17,6 @@ def rotary(module: UpstreamModule, cls: str) -> RotaryFact | Diagnostic | None:
     method = module.method(cls, "forward")
     if method is None or "position_ids" not in parameters(method.node):
         return None
-    if "inv_freq" not in code(method.node.body):
-        return None
     where = f"{method.owner}.forward"
     labels = parameters(method.node)
     returned = [r.value for r in find(method.node.body, cst.Return)]
@@ -28,13 +26,16 @@ def rotary(module: UpstreamModule, cls: str) -> RotaryFact | Diagnostic | None:
         and len(returned[0].elements) == 2
         and _yields(method.node, [e.value for e in returned[0].elements]) == [{"cos"}, {"sin"}]
     )
+    polar = len(returned) == 1 and _is_polar(method.node, returned[0])
+    if "inv_freq" not in code(method.node.body) and not pair and not polar:
+        return None
     if (
         pair
         and labels in (("x", "position_ids"), ("x", "position_ids", "layer_type"))
         and "ndim" not in code(method.node)
     ):
         return RotaryFact(cls, where)
-    if labels == ("x", "position_ids") and len(returned) == 1 and _is_polar(method.node, returned[0]):
+    if labels == ("x", "position_ids") and polar:
         return RotaryFact(cls, where, RotaryStyle.COMPLEX)
     return Diagnostic(
         module.span(where),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 from collections.abc import Collection, Iterator, Sequence
 from functools import cache
 
@@ -10,7 +11,9 @@ from runtime.fingerprint import fingerprint
 
 
 def says(function: ast.FunctionDef, body: str) -> bool:
-    """Whether a function with these parameters and this body would do the same."""
+    """Whether a function with these parameters and this body would do the same, whichever side of a comparison its
+    constants are on."""
+    function = _Turned().visit(copy.deepcopy(function))
     known = ast.FunctionDef(
         name=function.name,
         args=function.args,
@@ -18,6 +21,27 @@ def says(function: ast.FunctionDef, body: str) -> bool:
         decorator_list=function.decorator_list,
     )
     return fingerprint(function) == fingerprint(ast.copy_location(known, function))
+
+
+class _Turned(ast.NodeTransformer):
+    """``x == 1`` for ``1 == x``."""
+
+    def visit_Compare(self, node: ast.Compare) -> ast.Compare:
+        self.generic_visit(node)
+        turned = _TURNED.get(type(node.ops[0])) if len(node.ops) == 1 else None
+        if turned is not None and isinstance(node.left, ast.Constant):
+            node.left, node.comparators, node.ops = node.comparators[0], [node.left], [turned()]
+        return node
+
+
+_TURNED: dict[type[ast.cmpop], type[ast.cmpop]] = {
+    ast.Eq: ast.Eq,
+    ast.NotEq: ast.NotEq,
+    ast.Lt: ast.Gt,
+    ast.Gt: ast.Lt,
+    ast.LtE: ast.GtE,
+    ast.GtE: ast.LtE,
+}
 
 
 class Wording:

@@ -30,8 +30,11 @@ class Site:
         """``Class.method`` or ``function``, as upstream has it."""
         return f"{self.owner or self.cls}.{self.function.name.value}" if self.cls else self.function.name.value
 
-    def refusal(self, rule: str, node: cst.CSTNode | None, expected: str, found: str, help: str) -> Refusal:
-        return Refusal(Diagnostic(self.module.span(self.where, node), rule, expected, found, help))
+    def refusal(
+        self, rule: str, node: cst.CSTNode | None, expected: str, found: str, help: str, where: str = ""
+    ) -> Refusal:
+        """``where`` names another method of the file, when the node is in that."""
+        return Refusal(Diagnostic(self.module.span(where or self.where, node), rule, expected, found, help))
 
 
 @dataclass(frozen=True)

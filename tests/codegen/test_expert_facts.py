@@ -3,6 +3,7 @@
 import libcst as cst
 import pytest
 
+from codegen.recognize.choice_weights import origins
 from codegen.recognize.entry_points import entered_methods
 from codegen.recognize.expert_weights import expert_variable, takes_expert_weights, weight_parameters
 from codegen.recognize.grouped_product import GroupedProduct, WeightLayout, grouped_product
@@ -152,3 +153,69 @@ def test_methods_called_by_name_are_entered() -> None:
     entered = entered_methods(UpstreamModule(PATH, ENTERED), ("Holder", "Part"))
     assert [m.name for m in entered["Part"]] == ["forward", "map", "inner"]
     assert [m.name for m in entered["Holder"]] == ["forward"]
+
+
+ROUTED = """
+def spread(scores, weights, chosen):
+    return torch.zeros_like(scores).scatter(1, chosen, weights), chosen
+
+class CaseRouter:
+    def forward(self, hidden_states):
+        scores = self.linear(hidden_states).sigmoid()
+        if self.biased:
+            _, chosen = torch.topk(scores + self.bias, k=2)
+            weights = torch.gather(scores, dim=1, index=chosen).type_as(hidden_states)
+        else:
+            weights, chosen = scores.topk(2)
+        {line}
+        return scores, {weights}, chosen
+
+class CaseBlock:
+    def __init__(self, config):
+        self.router = CaseRouter()
+        self.experts = CaseExperts()
+    def route(self, hidden_states):
+        scores, weights, chosen = self.router(hidden_states)
+        return chosen, weights * self.scale
+    def forward(self, hidden_states):
+        chosen, weights = self.route(hidden_states)
+        return self.experts(hidden_states, chosen, weights=weights)
+
+class CaseExperts:
+    def forward(self, hidden_states, chosen, weights):
+        return hidden_states
+"""
+BY_CHOICE = [("weights /= weights.sum(-1)", "weights"), ("weights: Tensor = 2 * weights", "weights / 2")]
+SPREAD = "weights = scores.scatter(1, chosen, 0)"
+KEPT = "weights = scores.gather(1, chosen)"
+NOT_BY_CHOICE = [
+    (f"{SPREAD}\n        if self.sparse:\n            {KEPT}", "weights", "CaseRouter.forward"),
+    (f"if self.sparse:\n            {KEPT}\n        else:\n            {SPREAD}", "weights", "CaseRouter.forward"),
+    ("weights = other = torch.zeros_like(scores).scatter_(1, chosen, weights)", "weights", "CaseRouter.forward"),
+    ("weights, chosen = spread(scores, weights, chosen)", "weights", "spread"),
+    (f"if self.training: {SPREAD}", "weights", "CaseRouter.forward"),
+    ("weights = scores.masked_fill(scores < weights.min(), 0)", "weights", "CaseBlock.forward"),
+    ("pass", "scores", "CaseBlock.forward"),
+    ("pass", "torch.topk(scores, 2)[1]", "CaseBlock.forward"),
+    ("_, weights = torch.topk(scores, 2)", "weights", "CaseRouter.forward"),
+]
+
+
+@pytest.mark.parametrize(("line", "weights"), BY_CHOICE)
+def test_weights_by_choice(line: str, weights: str) -> None:
+    module = UpstreamModule(PATH, ROUTED.format(line=line, weights=weights))
+    assert [o.chosen for o in origins(module, tuple(module.classes), "CaseExperts", "weights")] == [True]
+
+
+@pytest.mark.parametrize(("line", "weights", "where"), NOT_BY_CHOICE)
+def test_weights_that_are_not_by_choice(line: str, weights: str, where: str) -> None:
+    module = UpstreamModule(PATH, ROUTED.format(line=line, weights=weights))
+    found = origins(module, tuple(module.classes), "CaseExperts", "weights")
+    assert [(o.chosen, o.where) for o in found] == [(False, where)]
+
+
+def test_weights_that_the_experts_bind_anew() -> None:
+    text = ROUTED.format(line="pass", weights="weights").replace("return hidden_states\n", "weights = f(weights)\n")
+    module = UpstreamModule(PATH, text)
+    (found,) = origins(module, tuple(module.classes), "CaseExperts", "weights")
+    assert not found.chosen and code(found.node) == "weights = f(weights)"

@@ -19,6 +19,7 @@ from codegen.syntax import (
     find,
     names,
     parameters,
+    statements,
     walk,
     with_keywords,
 )
@@ -250,7 +251,7 @@ def _only_checks_size(branch: cst.If, masks: set[str]) -> bool:
     test = branch.test
     if branch.orelse is not None or not isinstance(test, cst.Comparison) or len(test.comparisons) != 1:
         return False
-    raises = [isinstance(s, cst.SimpleStatementLine) and isinstance(s.body[0], cst.Raise) for s in branch.body.body]
+    raises = [isinstance(s, cst.SimpleStatementLine) and isinstance(s.body[0], cst.Raise) for s in statements(branch)]
     return code(test.left) in {f"{mask}.size()" for mask in masks} and all(raises)
 
 

@@ -40,6 +40,27 @@ class CaseForCausalLM:
             """
 class CaseForCausalLM:
     def forward(self, x, labels=None):
+        output = (self.lm_head(x),)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(output[0], labels)
+        if not self.config.return_dict:
+            return output if loss is None else (loss,) + output
+        return Output(loss=loss, logits=output[0])
+""",
+            "CaseForCausalLM.forward",
+            """
+    def forward(self, x):
+        output = (self.lm_head(x),)
+        if not self.config.return_dict:
+            return output
+        return Output(logits=output[0])
+""",
+        ),
+        Case(
+            """
+class CaseForCausalLM:
+    def forward(self, x, labels=None):
         x = self.shift(x, labels)
         return Output(logits=self.lm_head(x))
 """,
@@ -74,7 +95,10 @@ class CaseForCausalLM:
                 edits.append(Edit(returned.value, without_keywords(returned.value, OUTPUTS)))
             elif isinstance(returned.value, cst.IfExp) and names(returned.value) & _loss_names(function):
                 # return (loss,) + output if loss is not None else output
-                edits.append(Edit(returned.value, returned.value.orelse))
+                sides = (returned.value.body, returned.value.orelse)
+                without = [side for side in sides if not names(side) & _loss_names(function)]
+                if len(without) == 1:
+                    edits.append(Edit(returned.value, without[0]))
         removed = {id(e.node) for e in edits}
         for line in every_statement(function.body):
             if isinstance(line, cst.SimpleStatementLine) and not _inside(function, line, removed):

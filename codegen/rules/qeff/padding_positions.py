@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import ast
+
 import libcst as cst
 
 from codegen.ir import Role
+from codegen.recognize.wording import says
 from codegen.rules.base import Case, Edit, Edits, Match, NotApplicable, Site
-from codegen.syntax import code, docstring_removed, expression, find, parameters, self_attribute
+from codegen.syntax import expression, find, parameters, self_attribute
 from codegen.upstream import UpstreamModule
 
 POSITIONS = "position_ids"
-# fairseq's make_positions, as every file that has it spells it
-NUMBERING = (
-    "mask = input_ids.ne(padding_idx).int()",
-    "incremental_indices = (torch.cumsum(mask, dim=1).type_as(mask) + past_key_values_length) * mask",
-    "return incremental_indices.long() + padding_idx",
-)
+# fairseq's make_positions, as every file that has it says it
+NUMBERING = """
+mask = input_ids.ne(padding_idx).int()
+incremental_indices = (torch.cumsum(mask, dim=1).type_as(mask) + past_key_values_length) * mask
+return incremental_indices.long() + padding_idx
+"""
 
 
 class PaddingPositions:
@@ -63,7 +66,9 @@ def padding_positions(module: UpstreamModule, cls: str, function: cst.FunctionDe
     for call in find(function.body, cst.Call):
         name = self_attribute(call.func)
         method = module.method(cls, name) if name is not None else None
-        if method is not None and len(call.args) == 3 and _numbers_from_padding(method.node):
+        if method is None or len(call.args) != 3:
+            continue
+        if _numbers_from_padding(module, f"{method.owner}.{method.name}"):
             number = expression("(position_ids + PADDING + 1)", PADDING=call.args[1].value)
             edits.append(Edit(call, number))
     if edits:
@@ -73,6 +78,6 @@ def padding_positions(module: UpstreamModule, cls: str, function: cst.FunctionDe
     return edits
 
 
-def _numbers_from_padding(function: cst.FunctionDef) -> bool:
-    lines = docstring_removed(function).body.body
-    return tuple(code(line.with_changes(leading_lines=[])) for line in lines) == NUMBERING
+def _numbers_from_padding(module: UpstreamModule, where: str) -> bool:
+    function = module.definition(where)
+    return isinstance(function, ast.FunctionDef) and says(function, NUMBERING)

@@ -20,6 +20,16 @@ from codegen.syntax import assignment, code, every_statement, expression, find, 
 from codegen.upstream import Method
 
 RESHAPES = ("unsqueeze", "squeeze", "view", "reshape", "expand", "repeat", "transpose", "permute", "flatten")
+EMBEDDING = """
+class CaseEmbedding(nn.Embedding):
+    def forward(self, x, seen=0, position_ids=None):
+        if position_ids is None:
+            position_ids = torch.arange(seen, seen + x.shape[1])
+        return super().forward(position_ids)
+
+class CaseModel:
+    def __init__(self, config):
+        self.embed = CaseEmbedding()"""
 
 
 class PositionDefault:
@@ -45,16 +55,8 @@ class CaseModel:
 """,
         ),
         Case(
-            """
-class CaseEmbedding(nn.Embedding):
-    def forward(self, x, seen=0, position_ids=None):
-        if position_ids is None:
-            position_ids = torch.arange(seen, seen + x.shape[1])
-        return super().forward(position_ids)
-
-class CaseModel:
-    def __init__(self, config):
-        self.embed = CaseEmbedding()
+            EMBEDDING
+            + """
     def forward(self, x, past_key_values=None):
         past = past_key_values.get_seq_length()
         position_ids = torch.arange(x.shape[1]) + past
@@ -67,16 +69,8 @@ class CaseModel:
 """,
         ),
         Case(
-            """
-class CaseEmbedding(nn.Embedding):
-    def forward(self, x, seen=0, position_ids=None):
-        if position_ids is None:
-            position_ids = torch.arange(seen, seen + x.shape[1])
-        return super().forward(position_ids)
-
-class CaseModel:
-    def __init__(self, config):
-        self.embed = CaseEmbedding()
+            EMBEDDING
+            + """
     def forward(self, x, past_key_values=None):
         past = past_key_values.get_seq_length()
         table = self.embed(x, past)[None, None, :, :]
@@ -90,16 +84,37 @@ class CaseModel:
 """,
         ),
         Case(
+            EMBEDDING
+            + """
+    def forward(self, x, past_key_values=None):
+        past = past_key_values.get_seq_length()
+        places = torch.arange(x.shape[1]) + past
+        places = self.embed(x, past, position_ids=places)
+        return x + places
+""",
+            "CaseModel.forward",
             """
-class CaseEmbedding(nn.Embedding):
-    def forward(self, x, seen=0, position_ids=None):
-        if position_ids is None:
-            position_ids = torch.arange(seen, seen + x.shape[1])
-        return super().forward(position_ids)
-
-class CaseModel:
-    def __init__(self, config):
-        self.embed = CaseEmbedding()
+    def forward(self, x, past_key_values=None):
+        places = self.embed(x, position_ids=position_ids)
+        return x + places
+""",
+        ),
+        Case(
+            EMBEDDING
+            + """
+    def forward(self, x, past_key_values=None):
+        past = past_key_values.get_seq_length()
+        places = torch.arange(x.shape[1]) + past
+        if self.absolute:
+            places = self.embed(x, past, position_ids=places)
+        return x + places
+""",
+            "CaseModel.forward",
+            refuses="`places = self.embed(x, past, position_ids=places)`",
+        ),
+        Case(
+            EMBEDDING
+            + """
     def forward(self, x, past_key_values=None):
         past = past_key_values.get_seq_length()
         table = self.embed(x, past)
@@ -180,7 +195,10 @@ class CaseModel:
                 return self._refuse(site, line, read)
             if own and _hands_over_others(site, line, lengths, counted):
                 return self._refuse(site, line, read)
-            if not lengths.read_in(read):
+            anew = target in lengths.names and any(line is one for one in function.body.body)
+            value = bound[1] if bound is not None and anew else read
+            if not lengths.read_in(value):
+                lengths.forget(target)  # it is bound to something else from here on
                 continue
             calls = _without_lengths(site, line, lengths)
             edits += [_with_batch_axis(line, edit) for edit in calls]
@@ -202,8 +220,10 @@ class CaseModel:
                 if target in lengths.other:
                     origin[target] = first
                 edits.append(Edit(line, cst.RemoveFromParent()))
-            elif lengths.read_in(read) and "isinstance" not in names(read):
+            elif lengths.read_in(value) and "isinstance" not in names(value):
                 return self._refuse(site, first, _head(first) or line)
+            elif anew:
+                lengths.forget(target)
         return Edits(edits) if edits else NotApplicable()
 
     def _refuse(self, site: Site, line: cst.BaseStatement, read: cst.CSTNode) -> Match:
