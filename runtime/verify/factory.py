@@ -18,7 +18,15 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from runtime.verify.config_fields import declared, declares_fields
 from runtime.verify.exceptions import EXCEPTIONS
-from runtime.verify.sizes import FIRST_FREE_TOKEN, FIXED, LAYER_COUNTS, SET_EVEN_IF_UNSET, SIZES
+from runtime.verify.sizes import (
+    EXPERT_COUNTS,
+    FIRST_FREE_TOKEN,
+    FIXED,
+    LAYER_COUNTS,
+    ROUTING,
+    SET_EVEN_IF_UNSET,
+    SIZES,
+)
 from runtime.verify.weights import spread
 
 _FEWEST_LAYERS = 3
@@ -177,6 +185,7 @@ def _shrunk(cls: type[Any]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     next_token = 3
     inherited = set(declared(PreTrainedConfig))
+    one_expert = any(f.default == 1 and EXPERT_COUNTS & set(_names_of(cls, n)) for n, f in declared(cls).items())
     for name, field in declared(cls).items():
         default = field.default
         known = next((n for n in _names_of(cls, name) if n in SIZES), name)
@@ -193,7 +202,9 @@ def _shrunk(cls: type[Any]) -> dict[str, Any]:
                 values[name] = default[:1] and [2]
         elif name in FIXED:
             values[name] = FIXED[name]
-        elif known in SIZES and (_is_size(default) or (default is None and known in SET_EVEN_IF_UNSET)):
+        elif known in SIZES and (
+            _is_size(default) or (default is None and known in SET_EVEN_IF_UNSET) or (one_expert and known in ROUTING)
+        ):
             values[name] = SIZES[known]
     if "kv_lora_rank" in values:
         # Multi-head latent attention: keys are made per query head, and `head_dim` is the rotated part.

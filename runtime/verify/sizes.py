@@ -29,6 +29,9 @@ TOP_K: Final = 2
 FIRST_FREE_TOKEN: Final = 20
 """Prompts use ids from here on; special tokens lie below."""
 
+_EXPERTS: Final = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_experts_per_layer")
+_CHOICES: Final = ("num_experts_per_tok", "moe_topk", "moe_k", "moe_top_k", "top_k_experts")
+
 _GROUPS: Final[tuple[tuple[int, tuple[str, ...]], ...]] = (
     (
         HIDDEN,
@@ -136,11 +139,8 @@ _GROUPS: Final[tuple[tuple[int, tuple[str, ...]], ...]] = (
         ),
     ),
     (2 * WINDOW, ("local_attention",)),
-    (
-        EXPERTS,
-        ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_experts_per_layer"),
-    ),
-    (TOP_K, ("num_experts_per_tok", "moe_topk", "moe_k", "moe_top_k", "top_k_experts")),
+    (EXPERTS, _EXPERTS),
+    (TOP_K, _CHOICES),
     (2, ("n_shared_experts", "n_group", "n_groups", "zero_expert_num")),
     (1, ("topk_group",)),
     (1, ("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index")),
@@ -164,6 +164,10 @@ _GROUPS: Final[tuple[tuple[int, tuple[str, ...]], ...]] = (
 )
 
 SIZES: Final[Mapping[str, int]] = {name: value for value, names in _GROUPS for name in names}
+
+EXPERT_COUNTS: Final = frozenset(_EXPERTS)
+ROUTING: Final = EXPERT_COUNTS | frozenset(_CHOICES)
+"""Fields that are set where the default is a single expert: nothing is routed there, and any routing passes."""
 
 LAYER_COUNTS: Final = frozenset(
     {

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from runtime.verify import factory
+from runtime.verify.config_fields import declared
 from runtime.verify.exceptions import EXCEPTIONS
-from runtime.verify.sizes import HIDDEN, VOCAB, WINDOW
+from runtime.verify.sizes import EXPERT_COUNTS, HIDDEN, VOCAB, WINDOW
 
 
 def _weights(family: str, seed: int, **overrides: object) -> dict[str, torch.Tensor]:
@@ -74,6 +75,18 @@ def test_every_kind_of_layer_occurs(family: str, kinds: set[str]) -> None:
 def test_general_names_are_understood_through_the_attribute_map() -> None:
     config = factory.tiny_config("gpt2")
     assert (config.n_embd, config.vocab_size, config.n_layer) == (HIDDEN, VOCAB, 3)
+
+
+def test_mixtures_route() -> None:
+    """Among one expert any routing is right."""
+    counted = {}
+    for family in factory.model_types():
+        config = factory.text_config_class(family)
+        names = {known for name in declared(config) for known in factory._names_of(config, name)}
+        for count in names & EXPERT_COUNTS:
+            counted[family] = getattr(factory.tiny_config(family), count)
+    assert {"hunyuan_v1_moe", "mixtral", "phimoe"} <= counted.keys()
+    assert [family for family, count in counted.items() if count == 1] == []
 
 
 def test_overrides_win() -> None:
