@@ -100,8 +100,10 @@ def generate(
     else:
         for family in release.families or ():
             say(f"{family.model_type}: {family.head} in {family.path}; its classes are of {release.package}")
+        made, left = tree.count("generated"), tree.count("refused")
+        counted = "; ".join(f"{target} {made[target]} families generated, {left[target]} refused" for target in made)
         say(
-            f"transformers {tree.version}: {report['generated']} families generated, {report['refused']} refused;"
+            f"transformers {tree.version}: {counted};"
             f" {len(changes.created)} files created, {len(changes.updated)} updated, {len(changes.orphaned)} removed,"
             f" {len(changes.unchanged)} unchanged"
         )

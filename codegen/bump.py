@@ -10,8 +10,8 @@ from codegen import pins, store
 from codegen.acquire import acquire, as_version, same_version
 from codegen.diagnostics import InputError
 from codegen.drift import Outcome, Report, Side, compare
-from codegen.emit import manifest, verified
-from codegen.generation import FileState, Tree, coverage_name, coverage_page
+from codegen.emit import manifest
+from codegen.generation import FileState, Tree
 from codegen.source import PACKAGE, Release, open_release
 
 Build = Callable[[Release], Tree]
@@ -71,24 +71,9 @@ def prepare(old: Release, new: Release, root: Path, build: Build) -> Bump:
 def write(bump: Bump, root: Path) -> store.Changes:
     """The tree and the pins, all of it or nothing. Raises StoreError, and then all is as it was."""
     texts = pins.moved(root.parent, bump.tree.version)
-    files = {**bump.tree.files, **_records(bump, root)}
-    changes = store.plan(root, files, bump.tree.owned, texts)
+    changes = store.plan(root, bump.tree.files, bump.tree.owned, texts)
     store.commit(root, changes)
     return changes
-
-
-def _records(bump: Bump, root: Path) -> dict[str, str]:
-    """The files that say what was verified, without the families that are to be verified now: a variant's text may be
-    the same, and what it was compared with is not."""
-    records = verified.read(root / verified.NAME)
-    kept = {}
-    for target, mine in records.items():
-        due = set(to_verify(bump.report, target))
-        kept[target] = {family: record for family, record in mine.items() if family not in due}
-    if kept == records:
-        return {}
-    page = coverage_page(bump.tree.version, bump.tree.compiled, kept, bump.tree.own)
-    return {verified.NAME: verified.render(kept), coverage_name(): page}
 
 
 def to_verify(report: Report, target: str) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
@@ -16,6 +16,8 @@ from codegen.emit import coverage, manifest, verified
 from codegen.emit.index import index
 from codegen.source import Release
 from codegen.targets import TARGETS
+from runtime.fingerprint.dependence import Release as ParsedRelease
+from runtime.fingerprint.dependence import compared
 
 UNREADABLE = ""  # instead of the digest of an upstream file
 OWN_TEXT = '''"""Variants of this project's own models, derived by regraft. Do not edit.
@@ -65,10 +67,12 @@ class Tree:
     def in_state(self, state: FileState) -> list[str]:
         return [path for path, s in self.states.items() if s is state]
 
-    def count(self, what: str) -> int:
-        """Families that are ``generated`` or ``refused`` for some target."""
-        found = (c.generated if what == "generated" else (f for f, _ in c.refused) for c in self.compiled)
-        return len({family.model_type for families in found for family in families})
+    def count(self, what: str) -> dict[str, int]:
+        """How many families are ``generated`` or ``refused``, by target."""
+        found = dict.fromkeys(TARGETS, 0)
+        for one in self.compiled:
+            found[one.target] += len(one.generated if what == "generated" else one.refused)
+        return found
 
     def newly_refused(self) -> list[tuple[str, Diagnostic]]:
         """Families that the last generation had and this one refuses, and those of damaged files; each with why. Of a
@@ -163,7 +167,7 @@ def build(
     sources |= {entry.compiled.path: entry.source for entry in kept}
     # what an older compiler wrote and stays makes the whole tree one that is not this compiler's
     compiler = past.compiler if past.is_current_compiler or not kept else ""
-    files = _render(root, release.version, compiler, compiled, sources, behind, own, past.written)
+    files = _render(past, release, compiler, compiled, sources, behind, own)
     states = _states(root, files, past.written)
     return Tree(release.version, files, tuple(compiled), reused, states, past.written, tuple(damaged), own)
 
@@ -196,6 +200,20 @@ class _Past:
         families = {*entry.compiled.generated, *(f for f, _ in entry.compiled.refused)}
         same = entry.source == source != UNREADABLE and families == set(members)
         return self.is_current_compiler and same and not entry.compiled.damaged
+
+    def measured(self, release: Release, behind: Container[tuple[str, str]]) -> dict[str, dict[str, verified.Record]]:
+        """What verification found that still holds: a variant's text may be the same, and what it was compared with be
+        another in meaning. ``behind`` are the files that stay of the release that they were verified in."""
+        records = verified.read(self.root / verified.NAME)
+        parsed = ParsedRelease(release.text_if_readable)
+        for (target, path), entry in self.written.entries.items() if self.written is not None else ():
+            due = {f.model_type for f in entry.compiled.generated} & records.get(target, {}).keys()
+            if not due or (target, path) in behind or entry.version == release.version:
+                continue
+            was = entry.compiled
+            if compared(parsed, path, dict(was.methods), dict(was.relied_on), dict(was.imported)):
+                records[target] = {name: one for name, one in records[target].items() if name not in due}
+        return records
 
     def text(self, entry: manifest.Entry) -> Compiled | None:
         """The entry with its text, None when the text on disk is not what was written."""
@@ -231,42 +249,32 @@ def _text(path: Path) -> str | None:
 
 
 def _render(
-    root: Path,
-    version: str,
+    past: _Past,
+    release: Release,
     compiler: str,
     compiled: Sequence[Compiled],
     sources: Mapping[str, str],
     behind: Mapping[tuple[str, str], str],
     own: manifest.Own | None,
-    before: manifest.Manifest | None,
 ) -> dict[str, str]:
     files = {"__init__.py": PACKAGE_TEXT if own is None else OWN_TEXT}
     for one in compiled:
         if one.text is not None:
             files[module_path(one)] = one.text
-    for target in TARGETS:
-        files[f"{target}/__init__.py"] = index([c for c in compiled if c.target == target], target, own)
-    packages = {path: manifest.digest(text) for path, text in files.items() if path.endswith("__init__.py")}
-    files[coverage_name()] = coverage_page(version, compiled, verified.read(root / verified.NAME), own)
-    facts = (version, compiler, compiled, sources, packages, behind, own)
-    same = before is not None and before.says(*facts)
-    files[manifest.NAME] = before.text if before is not None and same else manifest.render(*facts)
-    return files
-
-
-def coverage_page(
-    version: str,
-    compiled: Sequence[Compiled],
-    records: Mapping[str, Mapping[str, verified.Record]],
-    own: manifest.Own | None,
-) -> str:
-    """``COVERAGE.md`` of these texts; ``records`` is what verification found, by target and family."""
-    table = {}
+    records, table = past.measured(release, behind), {}
+    if records != verified.read(past.root / verified.NAME):
+        files[verified.NAME] = verified.render(records)
     for target in TARGETS:
         mine = [c for c in compiled if c.target == target]
+        files[f"{target}/__init__.py"] = index(mine, target, own)
         digests = {c.path: manifest.digest(c.text) for c in mine if c.text is not None}
         table[target] = coverage.rows(mine, digests, records.get(target, {}))
-    return coverage.render(version, table, own)
+    packages = {path: manifest.digest(text) for path, text in files.items() if path.endswith("__init__.py")}
+    files[coverage_name()] = coverage.render(release.version, table, own)
+    facts = (release.version, compiler, compiled, sources, packages, behind, own)
+    same = past.written is not None and past.written.says(*facts)
+    files[manifest.NAME] = past.written.text if past.written is not None and same else manifest.render(*facts)
+    return files
 
 
 def coverage_name() -> str:

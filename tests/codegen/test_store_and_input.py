@@ -131,7 +131,8 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = Bench(root).generate()
     assert done.code == DONE
     assert done.out == (
-        f"transformers {installed().version}: 3 families generated, 0 refused;"
+        f"transformers {installed().version}: qeff 3 families generated, 0 refused; rmpad 3 families generated,"
+        " 0 refused;"
         f" {len(WHOLE)} files created, 0 updated, 0 removed, 0 unchanged\n"
     )
     assert set(Bench(root).tree()) == WHOLE
@@ -394,7 +395,7 @@ def test_a_new_refusal_as_json(bench: Bench) -> None:
     assert done.code == DIFFERENT and not done.err
     assert [(r["family"], r["file"]) for r in report["newly_refused"]] == [("phi", HURT)] * len(TARGETS)
     assert {r["rule"] for r in report["newly_refused"]} == {f"{target}/attention-dispatch" for target in TARGETS}
-    assert report["removed"] == PHI and report["generated"] == 2
+    assert report["removed"] == PHI and report["generated"] == {"qeff": 2, "rmpad": 2}
 
 
 @pytest.mark.parametrize(

@@ -306,8 +306,11 @@ def test_a_report_in_markdown_ends_with_what_verification_found(root: Path, monk
     assert all(not line or line[0] in "#|" for line in lines), "no table of the terminal's in between"
 
 
+@pytest.mark.parametrize("command", ["bump", "generate"])
 @pytest.mark.parametrize("meaning_changes", [False, True])
-def test_what_was_verified_against_another_meaning_is_not_verified(root: Path, meaning_changes: bool) -> None:
+def test_what_was_verified_against_another_meaning_is_not_verified(
+    root: Path, meaning_changes: bool, command: str
+) -> None:
     """Although the variant's own text is the same."""
     if meaning_changes:
         rewrite(root / "new", "phi", ("self.scaling = self.head_dim**-0.5", "self.scaling = self.head_dim**-0.25"))
@@ -323,8 +326,11 @@ def test_what_was_verified_against_another_meaning_is_not_verified(root: Path, m
     assert "| phi | verified | 3 |" in (out / "COVERAGE.md").read_text()
     text = (out / "qeff/modeling_phi.py").read_text()
 
-    done = _bump(root, "--json")
-    assert "VERIFIED.toml" in done.json["written"]
+    if command == "bump":
+        assert "VERIFIED.toml" in _bump(root, "--json").json["written"]
+    else:
+        moved = run("generate", "--source", root / "new", "--out", out, "--jobs", 1, "--json")
+        assert "VERIFIED.toml" in moved.json["updated"]
     assert (out / "qeff/modeling_phi.py").read_text() == text
     kept = [] if meaning_changes else ["phi"]
     assert {target: sorted(mine) for target, mine in verified.read(out / verified.NAME).items()} == {
