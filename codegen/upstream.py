@@ -199,7 +199,9 @@ class UpstreamModule:
             return {}
         result = {}
         for element in value.elements:
-            if isinstance(element, cst.DictElement) and isinstance(element.key, cst.SimpleString):
+            if isinstance(element, cst.DictElement) and isinstance(
+                element.key, cst.SimpleString | cst.ConcatenatedString
+            ):
                 label = dotted(element.value)
                 if label is not None and label in self.classes:
                     result[str(element.key.evaluated_value)] = label

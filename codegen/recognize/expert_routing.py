@@ -59,8 +59,8 @@ def only_continues(branch: cst.If, expert: str) -> bool:
     return (
         branch.orelse is None
         and len(lines) == 1
-        and code(lines[0]) == "continue"
-        and (code(branch.test).endswith(".numel() == 0") or _is_sentinel(branch.test, expert))
+        and one_line(lines[0]) == "continue"
+        and (one_line(branch.test).endswith(".numel() == 0") or _is_sentinel(branch.test, expert))
     )
 
 

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import libcst as cst
 
-from codegen.syntax import Replacement, assignment, code, dotted, find, names, replaced, statements
+from codegen.syntax import Replacement, assignment, code, dotted, find, names, one_line, replaced, statements
 
 Node = TypeVar("Node", bound=cst.CSTNode)
 
@@ -121,7 +121,7 @@ def _appended(
     for line in lines:
         bound = assignment(line)
         joined = (f"torch.cat({collected}, dim=0)", f"torch.cat({collected})")
-        if bound is not None and isinstance(bound[0], cst.Name) and code(bound[1]) in joined:
+        if bound is not None and isinstance(bound[0], cst.Name) and one_line(bound[1]) in joined:
             sliced = part.with_changes(value=rows)
             return sliced, replaced(product, {part: sliced}), given[0], bound[0].value, [line]
     return None

@@ -51,9 +51,17 @@ def _withholds(
     for callee in callees(module, cls, call, bound_by_loops(function)):
         forward = module.method(callee, "forward") if callee in carriers else None
         bound = bound_to(call, forward.node) if forward is not None else {}
-        if MASK in bound and bound[MASK] in given and ENCODED not in names(call):
-            return True  # a causal LM alone has nothing to cross-attend to
+        if MASK in bound and bound[MASK] in given and not _cross_attends(call, function):
+            return True
     return False
+
+
+def _cross_attends(call: cst.Call, function: cst.FunctionDef) -> bool:
+    """Whether a call is made only where an encoder's states are given: a causal LM alone has none."""
+    return any(
+        _says(branch.test, True, ENCODED, none=False) and any(one is call for one in find(branch.body, cst.Call))
+        for branch in find(function.body, cst.If)
+    )
 
 
 def _unused(module: UpstreamModule, where: str, function: cst.FunctionDef) -> list[Diagnostic]:
@@ -72,23 +80,23 @@ def _unused(module: UpstreamModule, where: str, function: cst.FunctionDef) -> li
 def _absent(branch: cst.If | cst.IfExp) -> list[cst.CSTNode]:
     """The parts of a branch that run only where there is no mask."""
     parts: list[cst.CSTNode] = []
-    if _says_none(branch.test, True):
+    if _says(branch.test, True, MASK, none=True):
         parts.append(branch.body)
-    if branch.orelse is not None and _says_none(branch.test, False):
+    if branch.orelse is not None and _says(branch.test, False, MASK, none=True):
         parts.append(branch.orelse)
     return parts
 
 
-def _says_none(test: cst.BaseExpression, outcome: bool) -> bool:
-    """Whether a test that came out so says that there is no mask."""
+def _says(test: cst.BaseExpression, outcome: bool, name: str, none: bool) -> bool:
+    """Whether a test that came out so says that a name is None, or that it is not."""
     if isinstance(test, cst.UnaryOperation) and isinstance(test.operator, cst.Not):
-        return _says_none(test.expression, not outcome)
+        return _says(test.expression, not outcome, name, none)
     if isinstance(test, cst.BooleanOperation):  # each side of a true `and`, and of a false `or`, came out the same
         both = isinstance(test.operator, cst.And) is outcome
-        return both and any(_says_none(side, outcome) for side in (test.left, test.right))
-    if outcome is False and isinstance(test, cst.Name):
-        return test.value == MASK
-    return one_line(test) == f"{MASK} is{'' if outcome else ' not'} None"
+        return both and any(_says(side, outcome, name, none) for side in (test.left, test.right))
+    if isinstance(test, cst.Name):
+        return test.value == name and outcome is not none
+    return one_line(test) == f"{name} is{'' if outcome is none else ' not'} None"
 
 
 def _used(function: cst.FunctionDef) -> bool:

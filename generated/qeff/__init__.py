@@ -264,7 +264,7 @@ REFUSED: dict[str, str] = {
     "qwen3_5_text": "[recognize/rotary] models/qwen3_5/modeling_qwen3_5.py: expected forward(x, position_ids[, layer_type]) -> (cos, sin), or one torch.polar of the angles; found forward(x, position_ids) -> cos.to(dtype=x.dtype), sin.to(dtype=x.dtype)",
     "qwen3_next": "[recognize/cache-use] models/qwen3_next/modeling_qwen3_next.py: expected a cache that is only updated and asked for its length; found `past_key_values.has_previous_state`",
     "recurrent_gemma": "[recognize/cache-use] models/recurrent_gemma/modeling_recurrent_gemma.py: expected a cache that is only updated and asked for its length; found `past_key_values.first_attention_layer`",
-    "reformer": "[qeff/additive-mask] models/reformer/modeling_reformer.py: expected the mask added to the scores, sliced, tested for None, or handed on; found `attention_mask.sum`",
+    "reformer": "[qeff/cache-address] models/reformer/modeling_reformer.py: expected a call of ReformerLayer, through which the cache goes on; found none that is known to be one",
     "rwkv": "[recognize/cache-path] models/rwkv/modeling_rwkv.py: expected a class below the head that writes keys and values with <cache>.update(key, value, layer_idx); found none",
     "xlm": "[qeff/loss] models/xlm/modeling_xlm.py: expected labels used for the loss alone; found `outputs = self.pred_layer( hidden_states[:, slice_indices, :], labels, ) # (loss, logits) or (logits,) depending on if labels are provided.`",
     "xlnet": "[recognize/cache-path] models/xlnet/modeling_xlnet.py: expected a class below the head that writes keys and values with <cache>.update(key, value, layer_idx); found none",

@@ -63,8 +63,9 @@ def respell(path: str, names: Sequence[str] = ()) -> list[Respelled]:
 def mutate(path: str) -> list[Mutated]:
     """One mutant of the file for each kind that applies to what its variants are made of or rely on."""
     found = []
+    meaning = ast.dump(ast.parse(original(path)))
     for mutant in mutants(original(path), relied(path)):
-        if not _compiles(mutant.text):
+        if not _compiles(mutant.text) or ast.dump(ast.parse(mutant.text)) == meaning:
             continue
         seen = drifts(original(path), mutant.text, mutant.where)
         for target in TARGETS:

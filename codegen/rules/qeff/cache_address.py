@@ -52,6 +52,28 @@ class CaseWrapper:
 """,
             "CaseWrapper.forward",
         ),
+        Case(
+            """
+class CaseAttention:
+    def forward(self, x, past_key_values=None):
+        return past_key_values.update(x, x, self.layer_idx)
+
+class CaseInner:
+    def __init__(self, config):
+        self.attn = CaseAttention()
+    def forward(self, *args, **kwargs):
+        return self.attn(*args, **kwargs)
+
+class CaseLayer:
+    def __init__(self, config):
+        self.inner = CaseInner()
+    def forward(self, x, past_key_values=None):
+        inner = self.inner
+        return inner.attn(x, past_key_values=past_key_values)
+""",
+            "CaseLayer.forward",
+            refuses="none that is known to be one",
+        ),
     )
 
     def match(self, site: Site) -> Match:
@@ -68,6 +90,7 @@ class CaseWrapper:
         if missing:
             edits.append(Edit(function.params, with_parameters(function.params, missing)))
         loops = bound_by_loops(function)
+        found = False
         for call in find(function.body, cst.Call):
             called = [c for c in callees(site.module, site.cls, call, loops) if site.family.carrier(c) is not None]
             if called:
@@ -75,6 +98,17 @@ class CaseWrapper:
                 wanted = {name: name for name in CARRIED if name not in given and name not in arguments(call)}
                 if wanted:
                     edits.append(Edit(call, with_keywords(call, wanted)))
+                found = True
+        held = [name for classes in site.module.submodules(site.cls).values() for name in classes]
+        leading = [name for name in dict.fromkeys(held) if site.family.carrier(name) is not None]
+        if leading and not found:
+            return site.refusal(
+                self.id,
+                None,
+                f"a call of {' or '.join(leading)}, through which the cache goes on",
+                "none that is known to be one",
+                "known are calls of `self.x`, of `self.x.y`, and of a name bound to `self.x` or by a loop over it",
+            )
         return Edits(edits) if edits else NotApplicable()
 
 

@@ -7,7 +7,7 @@ import libcst as cst
 from codegen.ir import Role
 from codegen.recognize.grouped_product import GroupedProduct, WeightLayout, grouped_product
 from codegen.rules.base import Case, Edit, Edits, Match, NotApplicable, Site
-from codegen.syntax import code, dotted, expression, find, parameters, statement, statements
+from codegen.syntax import code, dotted, expression, find, one_line, parameters, statement, statements
 
 SOURCE = "runtime.qeff.experts"
 CALLS = {WeightLayout.OUT_IN: "grouped_linear", WeightLayout.IN_OUT: "grouped_matmul"}
@@ -116,7 +116,7 @@ def _given(callee: cst.FunctionDef, product: GroupedProduct, call: cst.Call) -> 
     """The call's arguments by what they mean; None when the function does more than the product."""
     rest = [s for s in statements(callee) if s not in product.lines]
     returned = rest[-1] if rest else None
-    if not isinstance(returned, cst.SimpleStatementLine) or code(returned) != f"return {product.result}":
+    if not isinstance(returned, cst.SimpleStatementLine) or one_line(returned) != f"return {product.result}":
         return None
     by_name = dict(zip(parameters(callee), (a.value for a in call.args if a.keyword is None), strict=False))
     by_name.update({a.keyword.value: a.value for a in call.args if a.keyword is not None})

@@ -17,6 +17,7 @@ from codegen.syntax import (
     find,
     keyword_argument,
     names,
+    one_line,
     walk,
     with_keywords,
 )
@@ -62,6 +63,8 @@ class CaseModel:
                 causal_mask[:, :, :, :mask_length] = causal_mask[:, :, :, :mask_length].masked_fill(padding_mask, min_dtype)
         return causal_mask
 """
+AND, OR = "and_mask_function", "or_mask_function"
+MORE = (AND, OR)
 CONSTANT_TRUE = "lambda *args: torch.tensor(True, dtype=torch.bool)"
 
 
@@ -171,6 +174,27 @@ class CaseModel:
         Case(
             """
 class CaseModel:
+    def forward(self, x, mask):
+        return create_causal_mask(config=self.config, inputs_embeds=x, attention_mask=mask, and_mask_function=lambda *args: (torch.tensor(True, dtype=(torch.bool))))
+""",
+            "CaseModel.forward",
+            """
+    def forward(self, x, mask):
+        return create_causal_mask(config=self.config, inputs_embeds=x, attention_mask=mask, position_ids=position_ids, comp_ctx_lengths=comp_ctx_lengths)
+""",
+        ),
+        Case(
+            """
+class CaseModel:
+    def forward(self, x, mask):
+        return create_causal_mask(config=self.config, inputs_embeds=x, attention_mask=mask, or_mask_function=self.seen)
+""",
+            "CaseModel.forward",
+            refuses="or_mask_function=self.seen",
+        ),
+        Case(
+            """
+class CaseModel:
     def forward(self, x):
         return self.keep(create_causal_mask)
 """,
@@ -207,6 +231,9 @@ class CaseModel:
             ):
                 return self._refuse(site, call)
             tables |= {a.value.value for a in spread if isinstance(a.value, cst.Name)}
+            kept = [label for label in MORE if label in arguments(call) and not _constant_true(call, label)]
+            if kept:  # a function of the user's over indices: the runtime's masks are of positions
+                return self._refuse(site, call)
             if not spread:
                 edits.append(Edit(call, _position_call(call)))
         for line in every_statement(function.body):
@@ -256,11 +283,15 @@ def _chooses_builder(value: cst.BaseExpression) -> bool:
     return isinstance(value, cst.Name) and value.value in BUILDERS
 
 
+def _constant_true(call: cst.Call, label: str) -> bool:
+    return label == AND and one_line(arguments(call)[label].value) == CONSTANT_TRUE
+
+
 def _position_call(call: cst.Call) -> cst.Call:
     kept = []
     for arg in call.args:
         label = arg.keyword.value if arg.keyword is not None else ""
-        if label == "and_mask_function" and code(arg.value) == CONSTANT_TRUE:
+        if label in MORE and _constant_true(call, label):
             continue  # "and True" is upstream's way to have the mask written out; ours always is
         kept.append(keyword_argument("inputs_embeds", code(arg.value)) if label in OLD_LABELS else arg)
     return with_keywords(call.with_changes(args=kept), {k: v for k, v in NEEDED.items() if k not in arguments(call)})

@@ -15,6 +15,7 @@ from codegen.syntax import (
     expression,
     find,
     names,
+    one_line,
     parameters,
     walk,
     with_keywords,
@@ -142,7 +143,7 @@ class CaseForCausalLM:
                 edits.append(Edit(label, expression(f"{ALIGNED}({LABELS}, {packing})")))
                 used.add(ALIGNED)
         for subscript in find(function.body, cst.Subscript):
-            if code(subscript) == f"{LABELS}[..., 1:]":
+            if one_line(subscript) == f"{LABELS}[..., 1:]":
                 twice = [c for c in find(function.body, cst.Call) if dotted(c.func) == "self.loss_function"]
                 if twice:
                     return site.refusal(

@@ -7,7 +7,7 @@ import libcst as cst
 from codegen.ir import Role
 from codegen.recognize.earlier_masks import EarlierMask, masks_of_calls
 from codegen.rules.base import Case, Edit, Edits, Match, NotApplicable, Site
-from codegen.syntax import arguments, code, expression, find, names, parameters, walk, without_keywords
+from codegen.syntax import arguments, code, expression, find, names, one_line, parameters, walk, without_keywords
 
 BUILDERS = ("create_causal_mask", "create_sliding_window_causal_mask", "create_chunked_causal_mask")
 BY_SEGMENT, TO_ADD = "runtime.training.masks", "runtime.training.dense_masks"
@@ -93,7 +93,7 @@ class CaseModel:
             return NotApplicable()
         for call in find(site.function.body, cst.Call):
             extra = arguments(call).get(AND) if isinstance(call.func, cst.Name) and call.func.value in used else None
-            if extra is not None and code(extra.value) == CONSTANT_TRUE:
+            if extra is not None and one_line(extra.value) == CONSTANT_TRUE:
                 # "and True" is upstream's way to have the mask written out; a tensor to add always is
                 edits.append(Edit(call, without_keywords(call, (AND,))))
         return Edits(edits, dict.fromkeys(used, TO_ADD if site.family.adds_masks else BY_SEGMENT))
