@@ -16,8 +16,12 @@ from codegen.emit import coverage, manifest, verified
 from codegen.emit.index import index
 from codegen.source import Release
 from codegen.targets import TARGETS
+from runtime.fingerprint.beside import place
 from runtime.fingerprint.dependence import Release as ParsedRelease
 from runtime.fingerprint.dependence import compared
+
+Records = Mapping[str, Mapping[str, verified.Record]]
+"""What verification found, by target and family."""
 
 UNREADABLE = ""  # instead of the digest of an upstream file
 OWN_TEXT = '''"""Variants of this project's own models, derived by regraft. Do not edit.
@@ -201,19 +205,19 @@ class _Past:
         same = entry.source == source != UNREADABLE and families == set(members)
         return self.is_current_compiler and same and not entry.compiled.damaged
 
-    def measured(self, release: Release, behind: Container[tuple[str, str]]) -> dict[str, dict[str, verified.Record]]:
-        """What verification found that still holds: a variant's text may be the same, and what it was compared with be
-        another in meaning. ``behind`` are the files that stay of the release that they were verified in."""
-        records = verified.read(self.root / verified.NAME)
+    def still_true(self, records: Records, release: Release, behind: Container[tuple[str, str]]) -> Records:
+        """What verification found that holds for this release: a variant's text may be the same, and what it was
+        compared with be another in meaning. ``behind`` are the files that stay of the release they were verified in."""
+        kept = dict(records)
         parsed = ParsedRelease(release.text_if_readable)
         for (target, path), entry in self.written.entries.items() if self.written is not None else ():
-            due = {f.model_type for f in entry.compiled.generated} & records.get(target, {}).keys()
+            due = {f.model_type for f in entry.compiled.generated} & kept.get(target, {}).keys()
             if not due or (target, path) in behind or entry.version == release.version:
                 continue
-            was = entry.compiled
-            if compared(parsed, path, dict(was.methods), dict(was.relied_on), dict(was.imported)):
-                records[target] = {name: one for name, one in records[target].items() if name not in due}
-        return records
+            was, file = entry.compiled, place(release.package, path)
+            if compared(parsed, file, dict(was.methods), dict(was.relied_on), dict(was.imported)):
+                kept[target] = {name: one for name, one in kept[target].items() if name not in due}
+        return kept
 
     def text(self, entry: manifest.Entry) -> Compiled | None:
         """The entry with its text, None when the text on disk is not what was written."""
@@ -261,8 +265,9 @@ def _render(
     for one in compiled:
         if one.text is not None:
             files[module_path(one)] = one.text
-    records, table = past.measured(release, behind), {}
-    if records != verified.read(past.root / verified.NAME):
+    found = verified.read(past.root / verified.NAME)
+    records, table = past.still_true(found, release, behind), {}
+    if records != found:
         files[verified.NAME] = verified.render(records)
     for target in TARGETS:
         mine = [c for c in compiled if c.target == target]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from functools import cache, lru_cache
 from typing import TypeVar
 
@@ -154,6 +154,21 @@ def names(node: cst.CSTNode) -> frozenset[str]:
         else:
             stack.extend(below(current))
     return frozenset(result)
+
+
+def truth(test: cst.BaseExpression, known: Callable[[cst.BaseExpression], bool | None]) -> bool | None:
+    """What a test comes to, through ``not``, ``and`` and ``or``; None where what is ``known`` of its parts does not
+    say."""
+    if isinstance(test, cst.UnaryOperation) and isinstance(test.operator, cst.Not):
+        inner = truth(test.expression, known)
+        return None if inner is None else not inner
+    if isinstance(test, cst.BooleanOperation):
+        decided = isinstance(test.operator, cst.Or)
+        sides = (truth(test.left, known), truth(test.right, known))
+        if decided in sides:
+            return decided
+        return None if None in sides else not decided
+    return known(test)
 
 
 def reads(node: cst.CSTNode, wanted: Container[str]) -> list[cst.Name]:

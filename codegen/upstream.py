@@ -14,7 +14,7 @@ from libcst.metadata import CodeRange, MetadataWrapper, PositionProvider
 from codegen.definitions import Definitions, Text, Values, first_line
 from codegen.diagnostics import Refused, Span, damaged
 from codegen.source import PACKAGE
-from codegen.syntax import assignment, dotted, find, self_attribute, walk
+from codegen.syntax import assignment, dotted, find, self_attribute, truth, walk
 
 CROSS_FLAG = "is_cross_attention"
 
@@ -183,11 +183,10 @@ class UpstreamModule:
     def _class_names(self, value: cst.BaseExpression) -> tuple[str, ...]:
         """Classes named without a call: ``attention_class = Cross if is_cross else Own``."""
         if isinstance(value, cst.IfExp):
-            if dotted(value.test) == CROSS_FLAG:
-                return self._class_names(value.orelse)  # a causal LM alone has nothing to cross-attend to
-            if isinstance(value.test, cst.UnaryOperation) and isinstance(value.test.operator, cst.Not):
-                if dotted(value.test.expression) == CROSS_FLAG:
-                    return self._class_names(value.body)
+            # a causal LM alone has nothing to cross-attend to
+            holds = truth(value.test, lambda part: False if dotted(part) == CROSS_FLAG else None)
+            if holds is not None:
+                return self._class_names(value.body if holds else value.orelse)
             return (*self._class_names(value.body), *self._class_names(value.orelse))
         label = dotted(value)
         return (label,) if label is not None and label in self.classes else ()

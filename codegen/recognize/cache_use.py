@@ -10,7 +10,7 @@ import libcst as cst
 
 from codegen.diagnostics import Diagnostic
 from codegen.recognize.carriers import bound_by_loops, called_attribute
-from codegen.syntax import code, find, parameters, walk
+from codegen.syntax import code, find, parameters, truth, walk
 from codegen.upstream import UpstreamModule
 
 KNOWN = ("update", "get_seq_length", "is_compileable", "get_max_cache_shape")  # the last two say of which kind it is
@@ -70,25 +70,15 @@ def _cross_flags(function: ast.FunctionDef) -> set[str]:
 
 def _skipped(branch: cst.If | cst.IfExp, cross: Collection[str]) -> cst.CSTNode | None:
     """The side of a branch that does not run when nothing crosses over to an encoder."""
-    if _holds(branch.test, cross) is False:
-        return branch.body
-    return branch.orelse if _holds(branch.test, cross) is True else None
+    holds = truth(branch.test, lambda part: _without_encoder(part, cross))
+    return None if holds is None else branch.orelse if holds else branch.body
 
 
-def _holds(test: cst.BaseExpression, cross: Collection[str]) -> bool | None:
-    """Whether a test holds when nothing crosses over; None where that does not follow from the names in ``cross``."""
-    if isinstance(test, cst.UnaryOperation) and isinstance(test.operator, cst.Not):
-        inner = _holds(test.expression, cross)
-        return None if inner is None else not inner
-    if isinstance(test, cst.BooleanOperation):
-        decided = isinstance(test.operator, cst.Or)
-        sides = (_holds(test.left, cross), _holds(test.right, cross))
-        if decided in sides:
-            return decided
-        return None if None in sides else not decided
-    if isinstance(test, cst.Call) and code(test.func) == "isinstance" and len(test.args) == 2:
-        return False if code(test.args[1].value) == ENCODER_CACHE else None
-    name = test.attr.value if isinstance(test, cst.Attribute) else code(test)
+def _without_encoder(part: cst.BaseExpression, cross: Collection[str]) -> bool | None:
+    """Whether a part of a test holds when nothing crosses over; None where ``cross`` does not say."""
+    if isinstance(part, cst.Call) and code(part.func) == "isinstance" and len(part.args) == 2:
+        return False if code(part.args[1].value) == ENCODER_CACHE else None
+    name = part.attr.value if isinstance(part, cst.Attribute) else code(part)
     return False if name in cross else None
 
 

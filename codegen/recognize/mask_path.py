@@ -3,12 +3,14 @@ upstream does (free slots, other sequences), and nothing but the mask keeps them
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import libcst as cst
 
 from codegen.diagnostics import Diagnostic
 from codegen.recognize.calls import bound_to, callees
 from codegen.recognize.carriers import bound_by_loops
-from codegen.syntax import find, names, one_line, parameters, reads
+from codegen.syntax import find, names, one_line, parameters, reads, truth
 from codegen.upstream import UpstreamModule
 
 ID = "recognize/mask-path"
@@ -59,7 +61,8 @@ def _withholds(
 def _cross_attends(call: cst.Call, function: cst.FunctionDef) -> bool:
     """Whether a call is made only where an encoder's states are given: a causal LM alone has none."""
     return any(
-        _says(branch.test, True, ENCODED, none=False) and any(one is call for one in find(branch.body, cst.Call))
+        truth(branch.test, _is_given(ENCODED, False)) is False
+        and any(one is call for one in find(branch.body, cst.Call))
         for branch in find(function.body, cst.If)
     )
 
@@ -78,25 +81,16 @@ def _unused(module: UpstreamModule, where: str, function: cst.FunctionDef) -> li
 
 
 def _absent(branch: cst.If | cst.IfExp) -> list[cst.CSTNode]:
-    """The parts of a branch that run only where there is no mask."""
-    parts: list[cst.CSTNode] = []
-    if _says(branch.test, True, MASK, none=True):
-        parts.append(branch.body)
-    if branch.orelse is not None and _says(branch.test, False, MASK, none=True):
-        parts.append(branch.orelse)
-    return parts
+    """The part of a branch that runs only where there is no mask, if one does."""
+    holds = truth(branch.test, _is_given(MASK, True))
+    part = None if holds is None else branch.orelse if holds else branch.body
+    return [] if part is None else [part]
 
 
-def _says(test: cst.BaseExpression, outcome: bool, name: str, none: bool) -> bool:
-    """Whether a test that came out so says that a name is None, or that it is not."""
-    if isinstance(test, cst.UnaryOperation) and isinstance(test.operator, cst.Not):
-        return _says(test.expression, not outcome, name, none)
-    if isinstance(test, cst.BooleanOperation):  # each side of a true `and`, and of a false `or`, came out the same
-        both = isinstance(test.operator, cst.And) is outcome
-        return both and any(_says(side, outcome, name, none) for side in (test.left, test.right))
-    if isinstance(test, cst.Name):
-        return test.value == name and outcome is not none
-    return one_line(test) == f"{name} is{'' if outcome is none else ' not'} None"
+def _is_given(name: str, given: bool) -> Callable[[cst.BaseExpression], bool | None]:
+    """What is known of a test's parts where a parameter is given, or None."""
+    known = {name: given, f"{name} is not None": given, f"{name} is None": not given}
+    return lambda part: known.get(one_line(part))
 
 
 def _used(function: cst.FunctionDef) -> bool:

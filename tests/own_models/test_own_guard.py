@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, dynamic_module_utils
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 import runtime
+from codegen.emit import manifest, verified
 from runtime import guard, own_variants
 from runtime.guard import UpstreamChangedError
 from runtime.qeff import KVCacheTransform
@@ -99,6 +100,17 @@ def registered(tmp_path: Path) -> Package:
         return folder
 
     return make
+
+
+def _complete(place: Path) -> None:
+    """All of the release that `other` installs, for the compiler."""
+    for one in INSTALLED.iterdir():
+        if not (place / one.name).exists():
+            (place / one.name).symlink_to(one)
+    shutil.rmtree(place / "models")
+    (place / "models").symlink_to(INSTALLED / "models")
+    (place / "__init__.py").unlink()
+    (place / "__init__.py").write_text('__version__ = "5.99.0"\n')
 
 
 def _model(folder: Path) -> Any:
@@ -188,13 +200,7 @@ def test_the_command_helps(registered: Package, other: Other, tmp_path: Path, mo
     changed = other()
     edited(CAUSAL, file=MASKS)(changed)
     _refused(folder)
-    for one in INSTALLED.iterdir():  # all of the release, for the compiler
-        if not (changed / one.name).exists():
-            (changed / one.name).symlink_to(one)
-    shutil.rmtree(changed / "models")
-    (changed / "models").symlink_to(INSTALLED / "models")
-    (changed / "__init__.py").unlink()
-    (changed / "__init__.py").write_text('__version__ = "5.99.0"\n')
+    _complete(changed)
     done = regraft("generate", "--out", tmp_path / "variants", "--source", changed, "--jobs", 1)
     assert done.code == 0, done.err
     _start_again()
@@ -203,6 +209,26 @@ def test_the_command_helps(registered: Package, other: Other, tmp_path: Path, mo
     monkeypatch.setattr(sys.modules["transformers"], "__version__", version)
     _start_again()
     assert _refused(folder).differences == CHANGED
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_what_was_verified_stays_so_where_it_means_the_same(
+    registered: Package, other: Other, tmp_path: Path, changed: bool
+) -> None:
+    registered()
+    out, place = tmp_path / "variants", other()
+    _complete(place)
+    edited(("return kv_idx <= q_idx", f"return kv_idx <{'' if changed else '='} q_idx"), file=MASKS)(place)
+    written = manifest.read(out / manifest.NAME)
+    assert written is not None
+    outputs = {target: entry.output for (target, _), entry in written.entries.items()}
+    records = {target: {"tarn": verified.Record(output, True, 3)} for target, output in outputs.items()}
+    (out / verified.NAME).write_text(verified.render(records))
+    done = regraft("generate", "--out", out, "--source", place, "--jobs", 1)
+    assert done.code == 0 and "transformers 5.99.0" in done.out, done.err
+    kept = {target: {} if changed else mine for target, mine in records.items()}
+    assert verified.read(out / verified.NAME) == kept
+    assert (out / "COVERAGE.md").read_text().count("| tarn | verified | 3 |") == (0 if changed else 2)
 
 
 def test_a_release_that_is_not_there_any_more(registered: Package, tmp_path: Path) -> None:

@@ -142,7 +142,14 @@ def _spelling_table(rows: Sequence[Respelled], numbers: dict[Respelled | Mutated
             count = Counter(row.verdict for row in mine)
             same = count[Verdict.SAME] + count[Verdict.NAMES]
             other = count[Verdict.UNDECIDED]
-            cells = (len(mine), same, count[Verdict.REFUSED], other, len(run), run.count("differs"))
+            cells = (
+                len(mine),
+                same,
+                count[Verdict.REFUSED],
+                other,
+                len(run),
+                run.count("differs") + run.count("stops"),
+            )
             lines.append((name, target, *cells))
     return _table(("rewrite", "target", "files", "same", "refused", "other text", "of these run", "WRONG"), lines)
 
@@ -175,7 +182,7 @@ def _number_table(follows: dict[Respelled | Mutated, Found], shows: dict[Respell
 
 
 def _failures(found: dict[Respelled | Mutated, Found]) -> list[str]:
-    wrong = [(row, one) for row, one in found.items() if agreement(one) == "differs"]
+    wrong = [(row, one) for row, one in found.items() if agreement(one) in ("differs", "stops")]
     lines = []
     wrong.sort(key=lambda pair: repr(pair[0]))
     for row, one in wrong:
@@ -190,8 +197,8 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     total = [str(sum(v for v in column if isinstance(v, int))) if any(isinstance(v, int) for v in column) else ""
              for column in sums]  # fmt: skip
     total[0] = "all"
-    last = f"| {' | '.join(total)} |"
-    return "\n".join([f"| {' | '.join(head)} |", f"|{'---|' * len(head)}", *listed, last, ""])
+    last = [f"| {' | '.join(total)} |"] if any(total[1:]) else []
+    return "\n".join([f"| {' | '.join(head)} |", f"|{'---|' * len(head)}", *listed, *last, ""])
 
 
 if __name__ == "__main__":

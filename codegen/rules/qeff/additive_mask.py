@@ -6,9 +6,9 @@ import libcst as cst
 
 from codegen.ir import Role
 from codegen.recognize.earlier_masks import earlier_masks
+from codegen.recognize.mask_factories import BUILDERS
 from codegen.rules.base import Case, Edit, Edits, Match, NotApplicable, Site
 from codegen.rules.qeff.biased_mask import has_biased_mask
-from codegen.rules.qeff.mask_builder import BUILDERS
 from codegen.syntax import (
     arguments,
     assignment,

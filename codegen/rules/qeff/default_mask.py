@@ -9,10 +9,10 @@ from codegen.recognize.calls import bound_to, callees
 from codegen.recognize.carriers import bound_by_loops
 from codegen.recognize.earlier_masks import masks_of_calls
 from codegen.recognize.lengths import Lengths
+from codegen.recognize.mask_factories import BUILDERS
 from codegen.rules.base import Case, Edit, Edits, Match, NotApplicable, Site
 from codegen.rules.qeff.extended_mask import METHOD
 from codegen.rules.qeff.given_positions import simplified
-from codegen.rules.qeff.mask_builder import BUILDERS
 from codegen.syntax import assignment, code, every_statement, expression, find, names, reads, replaced
 
 FACTORIES = (*BUILDERS, METHOD)

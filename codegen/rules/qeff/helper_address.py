@@ -7,10 +7,11 @@ import libcst as cst
 from codegen.ir import Role
 from codegen.recognize.carriers import CARRIED, is_cache_update
 from codegen.recognize.earlier_masks import earlier_masks
+from codegen.recognize.mask_factories import BUILDERS
 from codegen.rules.base import Case, Edit, Edits, Match, NotApplicable, Site
 from codegen.rules.qeff.cache_address import with_parameters
 from codegen.rules.qeff.causal_table import table_rows
-from codegen.rules.qeff.mask_builder import BUILDERS, NEEDED
+from codegen.rules.qeff.mask_builder import NEEDED
 from codegen.syntax import arguments, find, names, parameters, self_attribute, with_keywords
 
 

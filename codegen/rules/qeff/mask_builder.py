@@ -5,6 +5,7 @@ from __future__ import annotations
 import libcst as cst
 
 from codegen.ir import Role
+from codegen.recognize.mask_factories import AND, BUILDERS, OR, adds_nothing
 from codegen.rules.base import Case, Edit, Edits, Match, NotApplicable, Site
 from codegen.rules.qeff.earlier_mask import earlier_mask_edits
 from codegen.rules.qeff.extended_mask import SOURCES as EXTENDED_SOURCES
@@ -17,13 +18,11 @@ from codegen.syntax import (
     find,
     keyword_argument,
     names,
-    one_line,
     walk,
     with_keywords,
 )
 
 SOURCE = "runtime.qeff.masks"
-BUILDERS = ("create_causal_mask", "create_sliding_window_causal_mask", "create_chunked_causal_mask")
 NEEDED = {"position_ids": "position_ids", "comp_ctx_lengths": "comp_ctx_lengths"}
 OLD_LABELS = ("input_embeds",)  # spelling of inputs_embeds in some callers; the builder needs neither
 # a mask that an earlier release's model makes itself, in a method for one implementation of attention or another
@@ -63,9 +62,6 @@ class CaseModel:
                 causal_mask[:, :, :, :mask_length] = causal_mask[:, :, :, :mask_length].masked_fill(padding_mask, min_dtype)
         return causal_mask
 """
-AND, OR = "and_mask_function", "or_mask_function"
-MORE = (AND, OR)
-CONSTANT_TRUE = "lambda *args: torch.tensor(True, dtype=torch.bool)"
 
 
 class MaskBuilder:
@@ -231,8 +227,8 @@ class CaseModel:
             ):
                 return self._refuse(site, call)
             tables |= {a.value.value for a in spread if isinstance(a.value, cst.Name)}
-            kept = [label for label in MORE if label in arguments(call) and not _constant_true(call, label)]
-            if kept:  # a function of the user's over indices: the runtime's masks are of positions
+            more = [arg for label, arg in arguments(call).items() if label in (AND, OR)]
+            if not all(map(adds_nothing, more)):  # a function over indices: the runtime's masks are of positions
                 return self._refuse(site, call)
             if not spread:
                 edits.append(Edit(call, _position_call(call)))
@@ -283,16 +279,12 @@ def _chooses_builder(value: cst.BaseExpression) -> bool:
     return isinstance(value, cst.Name) and value.value in BUILDERS
 
 
-def _constant_true(call: cst.Call, label: str) -> bool:
-    return label == AND and one_line(arguments(call)[label].value) == CONSTANT_TRUE
-
-
 def _position_call(call: cst.Call) -> cst.Call:
     kept = []
     for arg in call.args:
         label = arg.keyword.value if arg.keyword is not None else ""
-        if label in MORE and _constant_true(call, label):
-            continue  # "and True" is upstream's way to have the mask written out; ours always is
+        if adds_nothing(arg):
+            continue
         kept.append(keyword_argument("inputs_embeds", code(arg.value)) if label in OLD_LABELS else arg)
     return with_keywords(call.with_changes(args=kept), {k: v for k, v in NEEDED.items() if k not in arguments(call)})
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import libcst as cst
 
 from codegen.ir import Role
+from codegen.recognize.mask_factories import BUILDERS
 from codegen.rules.base import Case, Edit, Edits, Match, NotApplicable, Site
-from codegen.rules.qeff.mask_builder import BUILDERS
 from codegen.syntax import arguments, code, find, names, parameters
 
 GIVEN = "attention_mask"  # the factories' own name for the caller's mask

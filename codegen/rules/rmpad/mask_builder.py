@@ -6,14 +6,13 @@ import libcst as cst
 
 from codegen.ir import Role
 from codegen.recognize.earlier_masks import EarlierMask, masks_of_calls
+from codegen.recognize.mask_factories import AND, BUILDERS, adds_nothing
 from codegen.rules.base import Case, Edit, Edits, Match, NotApplicable, Site
-from codegen.syntax import arguments, code, expression, find, names, one_line, parameters, walk, without_keywords
+from codegen.syntax import arguments, code, expression, find, names, parameters, walk, without_keywords
 
-BUILDERS = ("create_causal_mask", "create_sliding_window_causal_mask", "create_chunked_causal_mask")
 BY_SEGMENT, TO_ADD = "runtime.training.masks", "runtime.training.dense_masks"
-AND, IDS, MASK = "and_mask_function", "input_ids", "attention_mask"
+IDS, MASK = "input_ids", "attention_mask"
 CHOICE = "packed_mask_or"  # for masks that no factory makes
-CONSTANT_TRUE = "lambda *args: torch.tensor(True, dtype=torch.bool)"
 
 
 class MaskBuilder:
@@ -93,8 +92,7 @@ class CaseModel:
             return NotApplicable()
         for call in find(site.function.body, cst.Call):
             extra = arguments(call).get(AND) if isinstance(call.func, cst.Name) and call.func.value in used else None
-            if extra is not None and one_line(extra.value) == CONSTANT_TRUE:
-                # "and True" is upstream's way to have the mask written out; a tensor to add always is
+            if extra is not None and adds_nothing(extra):
                 edits.append(Edit(call, without_keywords(call, (AND,))))
         return Edits(edits, dict.fromkeys(used, TO_ADD if site.family.adds_masks else BY_SEGMENT))
 
